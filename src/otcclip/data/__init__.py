@@ -1,0 +1,1 @@
+"""Pairs from disk: readers, safe decoding, corpora, atomic writes."""
