@@ -1,0 +1,61 @@
+"""Poison plans, one attack a file; every plan writes its ground truth.
+
+attacks = [make("badnets", target="banana"), make("targeted")]
+poisoned = poison(train, test, attacks, seed=0)
+write_records("runs/demo/poison.parquet", poisoned.records)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from otcclip import registry
+from otcclip.attacks.badnets import BadNets
+from otcclip.attacks.base import (
+    Addition,
+    Attack,
+    PairIndex,
+    PoisonContext,
+    PoisonPlan,
+    PoisonRecord,
+    Replacement,
+    Trial,
+)
+from otcclip.attacks.planting import Poisoned, apply_trigger, make_plans, poison
+from otcclip.attacks.records import read_records, write_records
+from otcclip.attacks.targeted import Targeted
+
+ATTACKS: Mapping[str, type[Any]] = registry.registry("attack", (BadNets, Targeted))
+
+
+def make(name: str, /, **options: Any) -> Attack:
+    """The attack registered as `name`, with its dataclass fields as options.
+
+    Raises:
+        UserError: an unknown name or option, or a value the attack refuses.
+    """
+    attack: Attack = registry.make("attack", ATTACKS, name, **options)
+    return attack
+
+
+__all__ = [
+    "ATTACKS",
+    "Addition",
+    "Attack",
+    "BadNets",
+    "PairIndex",
+    "PoisonContext",
+    "PoisonPlan",
+    "PoisonRecord",
+    "Poisoned",
+    "Replacement",
+    "Targeted",
+    "Trial",
+    "apply_trigger",
+    "make",
+    "make_plans",
+    "poison",
+    "read_records",
+    "write_records",
+]
