@@ -118,10 +118,10 @@ class PoisonContext:
     def fresh_keys(self, count: int, rng: np.random.Generator) -> list[str]:
         """`count` unused keys that look like the corpus's own: an added pair can't be told by its key.
 
-        Each joins the head of one honest key to the tail of another, cut at the last `-`, `_`, `/` or `.`, else in
-        the middle: `noto-1f43b` and `twemoji-1f34c` give `noto-1f34c`. Where such keys are used up the tail's
-        digits and letters are drawn anew. (Keys numbered without a gap leave no number free: there a reader of
-        keys could still tell. No defence reads them.)
+        Each joins the head of one honest key to the tail of another, cut at the last `-`, `_`, `/` or `.`,
+        else in the middle: `noto-1f43b` and `twemoji-1f34c` give `noto-1f34c`. Where such keys are used up
+        the tail's digits and letters are drawn anew. (Keys numbered without a gap leave no number free: there
+        a reader of keys could still tell. No defence reads them.)
         """
         halves = [_halves(key) for key in self.train.keys]
         letters = sorted({c for _, tail in halves for c in tail if c.isalpha()})
