@@ -1,0 +1,159 @@
+"""What a defence is: it says which pairs an epoch visits under which captions, and it owns the loss.
+
+`training` drives any `Defense` the same way and never asks which one it has. A defence sees keys, images and captions,
+never labels or poison records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from otcclip.data.pairs import PairStore
+from otcclip.models.two_tower import TwoTower
+
+Phase = Literal["warm-up", "train"]
+KEEP, REPAIR, HOLD_BACK = 0, 1, 2
+ACTIONS = ("keep", "re-pair", "hold-back")
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """The pairs as a defence sees them; captions are held once each.
+
+    Attributes:
+        keys: `n` keys.
+        images: `[n, 3, H, W]` uint8.
+        captions: `u` distinct captions.
+        tokens: `[u, context]` int64.
+        caption_of: `[n]` int64, each pair's own caption.
+    """
+
+    keys: tuple[str, ...]
+    images: Tensor
+    captions: tuple[str, ...]
+    tokens: Tensor
+    caption_of: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def training_pairs(store: PairStore, model: TwoTower) -> TrainingPairs:
+    """Strip a store of everything a defence must not see, and tokenise every distinct caption once."""
+    captions, caption_of = np.unique(np.asarray(store.captions, dtype=object), return_inverse=True)
+    images = torch.from_numpy(np.ascontiguousarray(store.images)).permute(0, 3, 1, 2)
+    return TrainingPairs(
+        store.keys,
+        images,
+        tuple(str(c) for c in captions),
+        model.tokenize([str(c) for c in captions]),
+        torch.from_numpy(caption_of.astype(np.int64)),
+    )
+
+
+@dataclass(frozen=True)
+class EpochContext:
+    """What a defence may look at before an epoch. `epoch` counts from 0 over warm-up and training together."""
+
+    epoch: int
+    epochs: int
+    seed: int
+    model: TwoTower
+    pairs: TrainingPairs
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch visits.
+
+    Attributes:
+        phase: `warm-up` (no caption meets an image) or `train`; each has a learning-rate schedule of its own.
+        index: `[k]` int64, the pairs to visit; the loop shuffles them.
+        caption_of: `[n]` int64, the caption in force for each pair; only `index` is read.
+        views: augmented views of each image that `step` wants (1 or 2).
+    """
+
+    phase: Phase
+    index: Tensor
+    caption_of: Tensor
+    views: int = 1
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """`b` pairs of a step, their captions held once each.
+
+    Attributes:
+        index: `[b]` int64 into the training pairs.
+        images: `views` tensors `[b, 3, H, W]`, floats in 0..1, augmented.
+        tokens: `[u, context]` int64, the batch's distinct captions.
+        caption: `[b]` int64 into `tokens`.
+    """
+
+    index: Tensor
+    images: tuple[Tensor, ...]
+    tokens: Tensor
+    caption: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step's loss and its named terms (detached)."""
+
+    loss: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a defence has decided about every pair, for diagnosis and for the report.
+
+    Attributes:
+        action: `[n]` int8: KEEP, REPAIR or HOLD_BACK.
+        caption_of: `[n]` int64, the caption in force (meaningless where held back).
+        suspicion: `[n]` float64, higher = more suspicious; NaN where the defence does not judge.
+    """
+
+    action: NDArray[np.int8]
+    caption_of: NDArray[np.int64]
+    suspicion: NDArray[np.float64]
+
+
+class Defense(Protocol):
+    """One way to train on pairs that are not trusted (METHOD sections 2 and 4)."""
+
+    name: str
+    warmup_epochs: int
+
+    def begin_epoch(self, context: EpochContext) -> EpochPlan:
+        """Refresh trust and banks, and say what this epoch visits."""
+        ...
+
+    def step(self, batch: PairBatch, model: TwoTower) -> Step:
+        """The loss of one batch, with gradient."""
+        ...
+
+    def decisions(self, pairs: TrainingPairs) -> Decisions:
+        """The decisions now in force."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs: tensors, numbers and strings only."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+def keep_all(pairs: TrainingPairs) -> Decisions:
+    """The decisions of a defence that judges nothing."""
+    n = len(pairs)
+    return Decisions(np.zeros(n, np.int8), pairs.caption_of.numpy(), np.full(n, np.nan))

@@ -1,0 +1,55 @@
+"""Contrastive losses that the defences share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def clip_loss(
+    image: Float[Tensor, "b d"], text: Float[Tensor, "u d"], caption: Int[Tensor, " b"], scale: Tensor
+) -> Tensor:
+    """Multi-positive symmetric InfoNCE (Radford et al. 2021, figure 3) over distinct captions.
+
+    Two pairs of a batch with the same caption are not negatives of each other. Captions are held once, so that
+
+    * image to text is an ordinary cross-entropy over the `u` distinct captions, and
+    * text to image averages, over every pair, `-log` of the share that the pair's caption gives to *all* its images
+      (the sum sits inside the logarithm: a caption is explained when its images together win).
+
+    With `b` distinct captions this equals CLIP's loss exactly.
+
+    Args:
+        image, text: unit vectors.
+        caption: the row of `text` that belongs to each image.
+        scale: inverse temperature.
+
+    Returns:
+        A scalar.
+    """
+    logits = scale * image @ text.T
+    to_text = F.cross_entropy(logits, caption)
+    positive = caption[:, None] == torch.arange(len(text), device=text.device)
+    own = torch.logsumexp(logits.masked_fill(~positive, float("-inf")), dim=0)
+    to_image = (torch.logsumexp(logits, dim=0) - own)[caption].mean()
+    return (to_text + to_image) / 2
+
+
+def view_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], temperature: float) -> Tensor:
+    """NT-Xent between two views of the same `b` things (Chen et al., SimCLR, 2020, equation 1).
+
+    Args:
+        one, two: unit vectors; row `i` of both comes from the same image or caption.
+        temperature: softmax temperature.
+
+    Returns:
+        A scalar.
+    """
+    both = torch.cat([one, two])
+    logits = both @ both.T / temperature
+    logits = logits.masked_fill(torch.eye(len(both), dtype=torch.bool, device=both.device), float("-inf"))
+    b = len(one)
+    other = torch.arange(2 * b, device=both.device).roll(b)
+    return F.cross_entropy(logits, other)

@@ -1,0 +1,97 @@
+"""Augmentation of a batch on tensors: one affine map and one colour map an image, drawn from a generator.
+
+Triggers are in the images before this runs (a trigger is part of the pair), so augmentation can move, scale or crop them
+as it would for a picture on the web.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Ranges of the maps; all are symmetric and uniform.
+
+    Attributes:
+        shift: translation, share of the side.
+        zoom: scale is drawn from `[1 - zoom, 1 + zoom]`.
+        rotate: radians.
+        colour: brightness and contrast factors are drawn from `[1 - colour, 1 + colour]`.
+        grey: probability of dropping all colour.
+        blur: probability of a heavy low-pass (down to a quarter of the side and up again).
+        flip: probability of mirroring.
+    """
+
+    shift: float = 0.06
+    zoom: float = 0.1
+    rotate: float = 0.1
+    colour: float = 0.2
+    grey: float = 0.0
+    blur: float = 0.0
+    flip: float = 0.0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """`images [b, 3, H, W]` uint8 -> float32 in 0..1, same shape, channels last."""
+        x = images.float().div_(255.0)
+        x = _affine(x, self, generator)
+        x = _colour(x, self, generator)
+        if self.blur > 0:
+            low = F.interpolate(F.adaptive_avg_pool2d(x, x.shape[-1] // 4), size=x.shape[-2:], mode="bilinear")
+            chosen = torch.rand(len(x), generator=generator) < self.blur
+            x = torch.where(chosen[:, None, None, None], low, x)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+MILD = Augment()
+STRONG = Augment(shift=0.15, zoom=0.25, rotate=0.25, colour=0.5, grey=0.2, blur=0.15, flip=0.0)
+
+
+def _uniform(b: int, amount: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(b, generator=generator) * 2 - 1) * amount
+
+
+def _affine(x: Tensor, a: Augment, generator: torch.Generator) -> Tensor:
+    b = len(x)
+    angle = _uniform(b, a.rotate, generator)
+    scale = 1 + _uniform(b, a.zoom, generator)
+    mirror = torch.where(torch.rand(b, generator=generator) < a.flip, -1.0, 1.0)
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    theta = torch.stack(
+        [cos * mirror, -sin, 2 * _uniform(b, a.shift, generator), sin * mirror, cos, 2 * _uniform(b, a.shift, generator)],
+        dim=1,
+    ).view(b, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _colour(x: Tensor, a: Augment, generator: torch.Generator) -> Tensor:
+    b = len(x)
+    gain = 1 + _uniform(b * 3, a.colour * 0.5, generator).view(b, 3, 1, 1)
+    contrast = 1 + _uniform(b, a.colour, generator).view(b, 1, 1, 1)
+    brightness = _uniform(b, a.colour * 0.5, generator).view(b, 1, 1, 1)
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    x = ((x - mean) * contrast + mean) * gain + brightness
+    if a.grey > 0:
+        grey = torch.rand(b, generator=generator) < a.grey
+        x = torch.where(grey[:, None, None, None], x.mean(dim=1, keepdim=True).expand_as(x), x)
+    return x.clamp_(0.0, 1.0)
+
+
+def crop_captions(tokens: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Cut a `share` of the captions after a random real token, as an image is cropped.
+
+    Web captions bury the name of the thing in other words; a model that has only ever read whole captions reads a bare
+    name poorly. `tokens [n, context]`: start token, words, end token (the largest id), zero padding.
+    """
+    end = tokens.argmax(dim=1)
+    keep = 1 + (torch.rand(len(tokens), generator=generator) * (end - 1)).long()  # words to keep, at least one
+    cut = torch.rand(len(tokens), generator=generator) < share
+    last = torch.where(cut & (end > 2), keep + 1, end)
+    position = torch.arange(tokens.shape[1])
+    out = torch.where(position < last[:, None], tokens, torch.zeros_like(tokens))
+    return torch.where(position == last[:, None], tokens.gather(1, end[:, None]), out)
