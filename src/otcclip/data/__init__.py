@@ -1,1 +1,44 @@
 """Pairs from disk: readers, safe decoding, corpora, atomic writes."""
+
+from otcclip.data.atomic import atomic_file, atomic_folder, write_json, write_text
+from otcclip.data.decode import (
+    REASONS,
+    BadPair,
+    Limits,
+    decode_caption,
+    decode_image,
+    decode_metadata,
+    printable,
+)
+from otcclip.data.emoji import EmojiCorpus, build_emoji
+from otcclip.data.emoji_load import EmojiSplit, load_emoji
+from otcclip.data.pairs import Pair, PairStore, concatenate
+from otcclip.data.shards import Skipped, expand_shards, read_shard, write_shard
+from otcclip.data.store import load_store, write_skipped
+
+__all__ = [
+    "REASONS",
+    "BadPair",
+    "EmojiCorpus",
+    "EmojiSplit",
+    "Limits",
+    "Pair",
+    "PairStore",
+    "Skipped",
+    "atomic_file",
+    "atomic_folder",
+    "build_emoji",
+    "concatenate",
+    "decode_caption",
+    "decode_image",
+    "decode_metadata",
+    "expand_shards",
+    "load_emoji",
+    "load_store",
+    "printable",
+    "read_shard",
+    "write_json",
+    "write_shard",
+    "write_skipped",
+    "write_text",
+]

@@ -1,0 +1,243 @@
+"""WebDataset shards: write them with the same bytes each time, read them as if an enemy had written them.
+
+Written with `webdataset.TarWriter`. Read with the standard library's `tarfile`, not through webdataset: its
+default decoders unpickle and its `gopen` runs `pipe:` commands. Member names are keys, never paths: nothing
+is extracted.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from braceexpand import braceexpand
+
+from otcclip.data.atomic import atomic_file
+from otcclip.data.decode import (
+    ALLOWED_EXTENSIONS,
+    DEFAULT_LIMITS,
+    IMAGE_EXTENSIONS,
+    BadPair,
+    Limits,
+    Reason,
+    decode_caption,
+    decode_metadata,
+    printable,
+)
+from otcclip.data.pairs import Pair
+from otcclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair that was not used: its key, the shard it stands in, and why."""
+
+    key: str
+    shard: str
+    reason: Reason
+
+
+def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str = "png") -> int:
+    """Write pairs as `<key>.<image_extension>`, `<key>.txt`, `<key>.json`; the number of pairs.
+
+    The same pairs give the same bytes: no times, users or hash order. The json member holds the pair's
+    metadata and, where it has one, its label.
+
+    Raises:
+        UserError: the disk cannot be written to; nothing is left behind.
+    """
+    import webdataset  # two seconds of import, needed only here
+
+    written = 0
+    with atomic_file(path) as handle:
+        writer = webdataset.TarWriter(handle, encoder=False, mtime=0.0, user="", group="", mode=0o644)
+        for pair in pairs:
+            fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
+            writer.write(
+                {
+                    "__key__": pair.key,
+                    image_extension: pair.image,
+                    "txt": pair.caption.encode(),
+                    "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
+                }
+            )
+            written += 1
+        writer.close()
+    return written
+
+
+def expand_shards(shards: str | Path | Sequence[str | Path]) -> list[str]:
+    """Paths or URLs from a brace pattern (`{00000..00041}.tar`), a folder of tars, or a list of either.
+
+    Raises:
+        UserError: a `pipe:` address, an empty folder, a pattern that is not one, or no shards at all.
+    """
+    items = [shards] if isinstance(shards, str | Path) else list(shards)
+    found: list[str] = []
+    for item in items:
+        text = str(item)
+        if text.startswith("pipe:"):
+            raise UserError(f"{printable(text)}: 'pipe:' shards run a command and are not read")
+        try:
+            names = list(braceexpand(text)) if "{" in text else [text]
+        except ValueError as error:
+            raise UserError(f"{printable(text)}: not a brace pattern: {error}") from error
+        for name in names:
+            if "://" not in name and Path(name).is_dir():
+                inside = sorted(str(path) for path in Path(name).glob("*.tar"))
+                if not inside:
+                    raise UserError(f"{printable(name)}: no .tar shard in this folder")
+                found.extend(inside)
+            else:
+                found.append(name)
+    if not found:
+        raise UserError("no shard was named")
+    return found
+
+
+def read_shard(
+    shard: str | Path, *, limits: Limits = DEFAULT_LIMITS, on_skip: Callable[[Skipped], None] | None = None
+) -> Iterator[Pair]:
+    """The pairs of one tar (local path or fsspec URL), in its order; images stay encoded.
+
+    `label` and `metadata` come from the json member. Members of other kinds are never opened; a pair without
+    an image because its image is of another kind is skipped as "not an allowed format". Skipped pairs go to
+    `on_skip`.
+
+    Raises:
+        UserError: the shard is missing, not an (uncompressed) tar, truncated or damaged.
+    """
+    name = str(shard)
+    for key, members in _samples(name, limits):
+        try:
+            yield _pair(key, members, limits)
+        except BadPair as bad:
+            if on_skip is not None:
+                on_skip(Skipped(key, name, bad.reason))
+
+
+def _pair(key: str, members: dict[str, bytes | Reason], limits: Limits) -> Pair:
+    for content in members.values():
+        if isinstance(content, str) and content != "not an allowed format":
+            raise BadPair(content)
+    data = {ext: content for ext, content in members.items() if isinstance(content, bytes)}
+    image = next((data[ext] for ext in sorted(IMAGE_EXTENSIONS) if ext in data), None)
+    if image is None:
+        raise BadPair("not an allowed format" if len(data) < len(members) else "no image")
+    if "txt" not in data:
+        raise BadPair("no caption")
+    caption = decode_caption(data["txt"], limits)
+    metadata = decode_metadata(data["json"], limits) if "json" in data else {}
+    label = metadata.pop("label", None)
+    return Pair(key, image, caption, label, metadata)
+
+
+def _samples(shard: str, limits: Limits) -> Iterator[tuple[str, dict[str, bytes | Reason]]]:
+    """Neighbouring members of one key: extension to content, or to the reason it was not read."""
+    key: str | None = None
+    members: dict[str, bytes | Reason] = {}
+    for name, content in _members(shard, limits):
+        stem, extension = _split(name)
+        if stem != key:
+            if key is not None:
+                yield key, members
+            key, members = stem, {}
+        members[extension] = content
+    if key is not None:
+        yield key, members
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and extension by webdataset's rule: the first dot of the last component; a `./` in front is dropped."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _members(shard: str, limits: Limits) -> Iterator[tuple[str, bytes | Reason]]:
+    with _open(shard) as handle:
+        bounded = _Bounded(handle, max(limits.member_bytes, 1 << 20) + 1024)
+        try:
+            # Uncompressed only: a compressed shard could unpack to any size.
+            with tarfile.open(
+                fileobj=bounded,  # type: ignore[call-overload]
+                mode="r:",
+                encoding="utf-8",
+                errors="backslashreplace",
+            ) as tar:
+                yield from _walk(tar, limits)
+                # tarfile takes a header that is cut off or broken for the end; the real end is a block of
+                # zeros.
+                bounded.seek(tar.offset)
+                if bounded.read(512).strip(b"\0") or bounded.tell() - tar.offset < 512:
+                    raise tarfile.ReadError("no end-of-archive mark: truncated?")
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(f"{printable(shard)}: cannot read: {error.strerror or error}") from error
+        except Exception as error:
+            # tarfile raises more than TarError on crafted headers (ValueError, IndexError, ...).
+            raise UserError(f"{printable(shard)}: truncated or broken tar shard: {error}") from error
+
+
+def _walk(tar: tarfile.TarFile, limits: Limits) -> Iterator[tuple[str, bytes | Reason]]:
+    last = -1
+    while (member := tar.next()) is not None:
+        if member.offset <= last:  # a negative size sends tarfile back to where it was, for ever
+            raise tarfile.ReadError("members out of order")
+        last = member.offset
+        tar.members = []  # type: ignore[attr-defined]  # or it remembers every member of a big shard
+        if member.isdir():
+            continue
+        if not member.isreg():
+            yield member.name, "not a regular file"
+        elif _split(member.name)[1] not in ALLOWED_EXTENSIONS:
+            yield member.name, "not an allowed format"
+        elif member.size > limits.member_bytes:
+            yield member.name, "member too large"
+        else:
+            content = tar.extractfile(member)
+            yield member.name, content.read() if content is not None else "not a regular file"
+
+
+class _Bounded:
+    """A seekable file that refuses a read larger than `cap`: a tar header may ask for any number of bytes."""
+
+    def __init__(self, handle: IO[bytes], cap: int) -> None:
+        self._handle, self._cap = handle, cap
+        self.seek, self.tell = handle.seek, handle.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._cap:
+            raise tarfile.ReadError(f"a header asks for {size} bytes")
+        return self._handle.read(size)
+
+
+@contextmanager
+def _open(shard: str) -> Iterator[IO[bytes]]:
+    if shard.startswith("pipe:"):
+        raise UserError(f"{printable(shard)}: 'pipe:' shards run a command and are not read")
+    try:
+        opened: Any = fsspec.open(shard, "rb") if "://" in shard else Path(shard)
+        handle = opened.open() if "://" in shard else opened.open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"{printable(shard)}: no such shard") from error
+    except OSError as error:
+        raise UserError(f"{printable(shard)}: cannot read: {error.strerror or error}") from error
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+        raise UserError(f"{printable(shard)}: cannot open: {error}") from error
+    with handle:
+        yield handle
+
+
+def count_reasons(skipped: Iterable[Skipped]) -> str:
+    """`3 broken image, 1 empty caption`, most frequent first."""
+    counts = Counter(record.reason for record in skipped)
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
