@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from otcclip.attacks.base import PoisonRecord
+from otcclip.data.atomic import atomic_file
 from otcclip.errors import UserError
 
 SCHEMA = pa.schema(
@@ -26,16 +27,14 @@ SCHEMA = pa.schema(
 
 
 def write_records(path: Path | str, records: Iterable[PoisonRecord]) -> None:
-    """Write `records` to `path` atomically: a reader sees the old file or the new one, never a part."""
+    """Write `records` to `path`, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or cannot be written to.
+    """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        pq.write_table(table, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as handle:
+        pq.write_table(table, handle)
 
 
 def read_records(path: Path | str) -> tuple[PoisonRecord, ...]:
@@ -45,11 +44,14 @@ def read_records(path: Path | str) -> tuple[PoisonRecord, ...]:
         UserError: no such file, not Parquet, or without the columns of a poison file.
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        # Not read_table: that takes a folder called seed=1 above the file for a column.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        if missing := [name for name in SCHEMA.names if name not in table.column_names]:
+            raise UserError(f"{path}: not a poison record file, it lacks the columns {', '.join(missing)}")
+        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: cannot be read as a poison record file ({str(error).splitlines()[0]})"
         ) from None
-    if missing := [name for name in SCHEMA.names if name not in table.column_names]:
-        raise UserError(f"{path}: not a poison record file, it lacks the columns {', '.join(missing)}")
-    return tuple(PoisonRecord(**row) for row in table.select(SCHEMA.names).to_pylist())
+    return tuple(PoisonRecord(**row) for row in rows)

@@ -47,7 +47,8 @@ def detection(
     fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
     return Detection(
         auroc=float(roc_auc_score(truth, score)),
-        aupr=float(average_precision_score(truth, score)),
+        # Its running sum may end a rounding error above one.
+        aupr=min(1.0, float(average_precision_score(truth, score))),
         fpr95=float(fpr[tpr >= 0.95].min()),
         poison=poison,
         honest=len(truth) - poison,
