@@ -1,6 +1,6 @@
 """The entropic value as an autograd function with the envelope gradient.
 
-The dual is stationary in f and g at its maximum, so dOT_ε/dC = P (envelope theorem; Feydy et al. 2019, §3) and
+The dual is stationary in f and g at its maximum, so dOT_ε/dC = P (envelope theorem; Feydy et al. 2019, §3):
 nothing has to be unrolled. The value reported is the dual at the current iterate, whose derivative in C at
 fixed potentials is exactly the plan of that iterate. What is kept for the backward pass is the potentials, p
 + t numbers a pair; scores and plan are computed again, tile by tile, and never all stored.

@@ -130,7 +130,7 @@ class FeatureSets:
         return self.offsets[index][:, None] + within * mask, mask
 
     def take(self, index: Any) -> FeatureSets:
-        """The sets at `index` (a sequence, array or tensor of integers, or a bool mask `[n]`), in that order."""
+        """The sets at `index`, in that order: integers in any array form, or a bool mask `[n]`."""
         idx = torch.as_tensor(index).cpu()
         idx = idx.nonzero()[:, 0] if idx.dtype == torch.bool else idx.to(torch.int64)
         if idx.ndim != 1 or bool(((idx < -len(self)) | (idx >= len(self))).any()):
@@ -162,7 +162,7 @@ class FeatureSets:
         return FeatureSets(self.values.detach(), self.offsets)
 
     def validate(self, name: str = "values") -> FeatureSets:
-        """Raise ValueError, naming `name`, unless every vector is finite and of unit norm (to `UNIT_TOLERANCE`)."""
+        """Raise ValueError, naming `name`, unless all is finite and of unit norm (to `UNIT_TOLERANCE`)."""
         if not len(self):
             raise ValueError(f"{name}: expected at least one set, got none")
         with torch.no_grad():

@@ -70,8 +70,8 @@ def nearest(
         queries, pool: `n` and `m` sets of unit vectors of one dimension.
         k: how many, at most `m`.
         epsilon, iterations: as in `pair_costs`.
-        screen: `"exact"` ranks the whole pool, pruned by dual bounds; an integer K >= k ranks only the K pool sets of
-            highest pooled cosine, and is certified only where K covers the pool.
+        screen: `"exact"` ranks the whole pool, pruned by dual bounds; an integer K >= k ranks only the K pool
+            sets of highest pooled cosine, and is certified only where K covers the pool.
         pooled_queries, pooled_pool: unit pooled vectors for the screen (and, when exact, for the order of
             work); the normalised mean of each set if not given. Both or neither.
         validate: check that all vectors are finite and of unit norm.
@@ -98,7 +98,7 @@ def nearest(
 
 
 class _Search:
-    """The k best so far of each query, ordered by value and then by position, and the tiers that improve them."""
+    """The k best so far of each query, by value and then by position, and the tiers that improve them."""
 
     def __init__(
         self, queries: FeatureSets, pool: FeatureSets, k: int, epsilon: float, iterations: int
@@ -152,7 +152,9 @@ class _Search:
             self.offer(query[i], candidate[j])
 
     def offer(self, query: Tensor, candidate: Tensor) -> None:
-        """Solve the pairs `(query, candidate)` `[c]`, sorted by query, to the full count and keep what is best."""
+        """Solve pairs `(query, candidate)` `[c]` to the full count and keep what is best."""
+        query, order = query.sort(stable=True)
+        candidate = candidate[order]
         costs = pair_costs(
             self.queries.take(query),
             self.pool.take(candidate),
@@ -194,9 +196,8 @@ def _check_pooled(
         if not bool(pooled.isfinite().all()):
             raise ValueError(f"{name}: holds NaN or inf")
     if pooled_queries.shape[1] != pooled_pool.shape[1]:
-        raise ValueError(
-            f"pooled_pool: expected dim {pooled_queries.shape[1]} as in pooled_queries, got {pooled_pool.shape[1]}"
-        )
+        dims = f"{pooled_queries.shape[1]} as in pooled_queries, got {pooled_pool.shape[1]}"
+        raise ValueError(f"pooled_pool: expected dim {dims}")
 
 
 def _screen(

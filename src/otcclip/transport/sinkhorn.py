@@ -2,13 +2,14 @@
 
 Given scores S = V Tᵀ `[B, p, t]`, costs C = 1 − S and marginals a `[B, p]`, b `[B, t]`, entropic transport is
 
-    OT_ε = min_P ⟨P, C⟩ + ε KL(P ‖ a bᵀ)  =  max_{f,g} ⟨a, f⟩ + ⟨b, g⟩ − ε (Σ_ij a_i b_j e^{(f_i + g_j − C_ij)/ε} − 1)
+    OT_ε = min_P ⟨P, C⟩ + ε KL(P ‖ a bᵀ)
+         = max_{f,g} ⟨a, f⟩ + ⟨b, g⟩ − ε (Σ_ij a_i b_j e^{(f_i + g_j − C_ij)/ε} − 1)
 
 (Cuturi 2013; Peyré & Cuturi 2019, §4). One iteration updates f, then g, each the exact maximiser given the
 other, starting from g = 0; so the dual value rises with every iteration and bounds OT_ε from below, and after
 g's update the plan's column sums are exact and its mass is 1.
 
-Two forms of the same iterates. *Scaling*: two matrix–vector products an iteration on K = exp(−C/ε). *Log*: two
+Two forms of the same iterates. *Scaling*: two matrix–vector products an iteration on exp(−C/ε). *Log*: two
 log-sum-exps; slow, but right where K would underflow. A pair takes the log form only if max C/ε passes
 `_MAX_EXPONENT` even after subtracting row then column minima from C.
 
@@ -19,7 +20,6 @@ logarithms are finite everywhere and no mask appears below.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,19 +34,12 @@ _CHECK_EVERY = 5
 
 @dataclass(frozen=True)
 class Potentials:
-    """An iterate: `f [B, p]`, `g [B, t]`, in units of cost; iterations done `[B]`, L1 error of the row sums `[B]`."""
+    """An iterate: `f [B, p]`, `g [B, t]` in units of cost; iterations and L1 error of the row sums `[B]`."""
 
     f: Tensor
     g: Tensor
     iterations: Tensor
     error: Tensor
-
-
-class _Stepper(Protocol):
-    def advance(self, steps: int) -> None: ...
-    def potentials(self) -> tuple[Tensor, Tensor]: ...
-    def error(self) -> Tensor: ...
-    def keep(self, index: Tensor) -> None: ...
 
 
 class _Scaling:
@@ -127,7 +120,7 @@ class _Log:
 
 @dataclass(frozen=True)
 class _Reduction:
-    """C less its row minima, then less its column minima: every row and every column of `cost` holds a zero."""
+    """C less its row minima, then its column minima: every row and every column of `cost` holds a zero."""
 
     cost: Tensor
     row: Tensor
@@ -175,7 +168,7 @@ def solve_unrolled(scores: Tensor, a: Tensor, b: Tensor, epsilon: float, iterati
     return _run(_Log(scores, a, b, epsilon), iterations, None)
 
 
-def _run(stepper: _Stepper, iterations: int, tolerance: float | None) -> Potentials:
+def _run(stepper: _Scaling | _Log, iterations: int, tolerance: float | None) -> Potentials:
     if tolerance is None:
         stepper.advance(iterations)
         f, g = stepper.potentials()
@@ -204,7 +197,7 @@ def _run(stepper: _Stepper, iterations: int, tolerance: float | None) -> Potenti
 
 
 def dual_value(potentials: Potentials, a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, f⟩ + ⟨b, g⟩ `[B]`: the whole dual, for after g's update the plan has mass 1. A lower bound of OT_ε."""
+    """⟨a, f⟩ + ⟨b, g⟩ `[B]`: the whole dual, as the plan has mass 1 after g's update; never above OT_ε."""
     return (a * potentials.f).sum(-1) + (b * potentials.g).sum(-1)
 
 

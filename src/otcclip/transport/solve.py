@@ -1,7 +1,8 @@
 """Transport costs between feature sets: set i with set i (`pair_costs`), every set with every set
 (`all_costs`).
 
-C = 1 − V Tᵀ with uniform marginals, OT_ε(V, T) = min_P ⟨P, C⟩ + ε KL(P ‖ abᵀ) (METHOD §1; Cuturi 2013). Two rankings:
+C = 1 − V Tᵀ with uniform marginals, OT_ε(V, T) = min_P ⟨P, C⟩ + ε KL(P ‖ abᵀ) (METHOD §1; Cuturi 2013).
+Two rankings:
 
 - `"entropic"`: the dual value at the last iterate. A lower bound of OT_ε, rising with iterations; its
   gradient is the plan (envelope theorem), so the backward pass costs three GEMMs and one exponential, no
@@ -36,7 +37,7 @@ CONVERGED = 1e-3
 
 @dataclass(frozen=True)
 class PairCosts:
-    """Costs of `n` pairs. `marginal_error` is the L1 error of the plan's row sums (its column sums are exact)."""
+    """Costs of `n` pairs. `marginal_error` is the L1 error of the plan's row sums; column sums are exact."""
 
     value: Float[Tensor, " n"]
     iterations: Int64[Tensor, " n"]
@@ -211,7 +212,7 @@ def _costs(strips: list[tiles.Strip], x: Tensor, y: Tensor, how: Settings) -> tu
 def _unrolled(
     strips: list[tiles.Strip], x: Tensor, y: Tensor, how: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sharp value on the autograd graph; each tile is recomputed in the backward pass, so one is held at a time."""
+    """The sharp value on the autograd graph; a tile is recomputed in the backward pass, so one is held."""
     if how.tolerance is not None:
         raise NotImplementedError("tolerance: not built for a gradient through ranking='sharp'; pass None")
 

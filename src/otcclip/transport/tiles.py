@@ -113,7 +113,7 @@ def grid(x: FeatureSets, y: FeatureSets) -> Iterator[Strip]:
 
 
 def pairs(x: FeatureSets, y: FeatureSets) -> Iterator[Strip]:
-    """Strips that pair x[i] with y[i], sorted by the larger side and then the smaller to keep padding small."""
+    """Strips that pair x[i] with y[i], sorted by size so that little is padding."""
     p, t = x.sizes, y.sizes
     order = (p * (int(t.max()) + 1) + t).argsort(stable=True)
     start = 0

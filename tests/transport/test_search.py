@@ -1,0 +1,139 @@
+"""nearest against brute force over every pair; what it certifies, what it solves, what it refuses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otcclip.transport import FeatureSets, all_costs, nearest, search, tiles
+
+fast = settings(max_examples=25, deadline=None)
+
+
+def clustered(n, sizes, seed, spread=0.5, dim=8):
+    """Sets around shared centres, so that some pool sets are much nearer than others."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(10, dim, generator=torch.Generator().manual_seed(99))
+    parts = []
+    for i in range(n):
+        size = sizes[i % len(sizes)]
+        about = centres[torch.randint(10, (1,), generator=generator)]
+        values = about + spread * torch.randn(size, dim, generator=generator)
+        parts.append(torch.nn.functional.normalize(values, dim=1))
+    return FeatureSets.from_list(parts)
+
+
+def assert_is_brute_force(found, queries, pool, k, **kwargs):
+    every = all_costs(queries, pool, **kwargs).value
+    want = every.topk(k, largest=False).values
+    assert found.index.shape == found.value.shape == (len(queries), k)
+    assert torch.allclose(found.value, want, atol=2e-6)
+    # The index is judged by what it costs: ties within rounding may fall either way.
+    assert torch.allclose(every.gather(1, found.index), want, atol=2e-6)
+    assert all(len(set(row)) == k for row in found.index.tolist())
+
+
+@fast
+@given(
+    st.integers(1, 7), st.integers(1, 40), st.integers(0, 2**31), st.integers(1, 5),
+    st.sampled_from([0.005, 0.05, 0.5]), st.sampled_from([0.0, 0.3, 3.0]), st.sampled_from([60, 1 << 17]),
+)  # fmt: skip
+def test_exact_is_brute_force(n, m, seed, k, epsilon, spread, tile):
+    queries = clustered(n, [9, 4], seed, spread)
+    pool = clustered(m, [1, 5, 3, 12], seed + 1, spread)
+    k = min(k, m)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE_SCORES", tile)
+        patch.setattr(search, "_SCREEN_SETS", 16)
+        patch.setattr(search, "_SCREEN_QUERIES", 3)
+        found = nearest(queries, pool, k, epsilon=epsilon, iterations=12)
+    assert found.certified.all()
+    assert_is_brute_force(found, queries, pool, k, epsilon=epsilon, iterations=12)
+
+
+def test_bounds_prune_and_solved_counts_pairs():
+    queries, pool = clustered(12, [9], 1), clustered(400, [3, 6, 10], 2)
+    found = nearest(queries, pool, 2)
+    assert found.solved.float().mean() < 100 and (found.solved >= 2).all()
+    assert_is_brute_force(found, queries, pool, 2)
+
+
+def test_bad_seeds_cost_work_but_never_the_answer():
+    """Pooled vectors that mislead (the screen reads them) leave the exact answer exact."""
+    queries, pool = clustered(6, [9], 3), clustered(80, [4, 7], 4)
+    noise = torch.randn(86, 5, generator=torch.Generator().manual_seed(0))
+    pooled = {"pooled_queries": noise[:6], "pooled_pool": noise[6:]}
+    assert_is_brute_force(nearest(queries, pool, 3, **pooled), queries, pool, 3)
+    screened = nearest(queries, pool, 3, screen=5, **pooled)
+    want = (noise[:6] @ noise[6:].T).topk(5).indices
+    assert all(set(f) <= set(w) for f, w in zip(screened.index.tolist(), want.tolist(), strict=True))
+
+
+def test_screen_ranks_the_top_by_pooled_cosine():
+    queries, pool = clustered(5, [9, 2], 5), clustered(60, [4, 7], 6)
+    found = nearest(queries, pool, 2, screen=10)
+    assert not found.certified.any() and found.solved.tolist() == [10] * 5
+    top = (queries.pooled() @ pool.pooled().T).topk(10).indices
+    every = all_costs(queries, pool).value.gather(1, top)
+    order = every.topk(2, largest=False)
+    assert torch.allclose(found.value, order.values, atol=2e-6)
+    assert torch.equal(found.index, top.gather(1, order.indices))
+    whole = nearest(queries, pool, 2, screen=1000)
+    assert whole.certified.all()
+    assert_is_brute_force(whole, queries, pool, 2)
+
+
+def test_equal_candidates_go_by_position():
+    pool = clustered(1, [4], 7).take([0] * 9)
+    found = nearest(clustered(3, [5], 8), pool, 4, screen=9)
+    assert torch.equal(found.index, torch.arange(4).expand(3, -1))
+
+
+def test_no_gradient_is_recorded():
+    queries, pool = clustered(2, [3], 1), clustered(4, [2], 2)
+    queries.values.requires_grad_()
+    assert not nearest(queries, pool).value.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 5}, "k: expected an integer from 1 to the pool's 4 sets, got 5"),
+        ({"k": 0}, "k: .*got 0"),
+        ({"k": 3, "screen": 2}, "screen: .*k = 3, got 2"),
+        ({"screen": "fast"}, "screen: .*got 'fast'"),
+        ({"epsilon": -0.1}, "epsilon: .*got -0.1"),
+        ({"iterations": 0}, "iterations: .*got 0"),
+        (
+            {"pooled_pool": torch.ones(4, 3)},
+            "pooled_queries: expected pooled vectors beside pooled_pool, got None",
+        ),
+        ({"pooled_queries": torch.ones(2, 3)}, "pooled_pool: expected pooled vectors beside pooled_queries"),
+        (
+            {"pooled_queries": torch.ones(2, 3), "pooled_pool": torch.ones(3, 3)},
+            r"pooled_pool: expected \[4, e\]",
+        ),
+        (
+            {"pooled_queries": torch.ones(2, 3), "pooled_pool": torch.ones(4, 2)},
+            "pooled_pool: expected dim 3",
+        ),
+        (
+            {"pooled_queries": torch.ones(2, 3) * torch.nan, "pooled_pool": torch.ones(4, 3)},
+            "pooled_queries: holds NaN or inf",
+        ),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    queries, pool = clustered(2, [3], 1), clustered(4, [2], 2)
+    with pytest.raises(ValueError, match=message):
+        nearest(queries, pool, **change)
+
+
+def test_bad_sets_are_refused_by_name():
+    queries, pool = clustered(2, [3], 1), clustered(4, [2], 2)
+    with pytest.raises(ValueError, match="pool: expected vectors of dim 8 as in queries, got 3"):
+        nearest(queries, clustered(4, [2], 2, dim=3))
+    with pytest.raises(ValueError, match="pool: expected unit vectors"):
+        nearest(queries, FeatureSets(pool.values * 3, pool.offsets))
+    with pytest.raises(ValueError, match="queries: expected at least one set"):
+        nearest(queries.take([]), pool)

@@ -1,0 +1,198 @@
+"""Values against POT, a plain float64 Sinkhorn and closed forms; options and bad input."""
+
+import numpy as np
+import pytest
+import torch
+
+from otcclip.transport import FeatureSets, all_costs, pair_costs, plan, sinkhorn, tiles
+
+EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+P_SIZES, T_SIZES = [1, 4, 9, 2, 7, 3], [5, 1, 3, 8, 2, 6]
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_converged_value_is_that_of_pot(ragged, oracle, epsilon):
+    x, y = ragged(P_SIZES, seed=1), ragged(T_SIZES, seed=2)
+    found = pair_costs(x, y, epsilon=epsilon, iterations=5000, tolerance=1e-5)
+    want = [oracle(x[i], y[i], epsilon) for i in range(len(x))]
+    assert np.abs(found.value.numpy() - want).max() <= 1e-4
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_float32_is_at_the_iterate_of_float64(ragged, reference, epsilon, iterations):
+    x, y = ragged([5, 36, 1, 20], 32, seed=3), ragged([7, 12, 3, 1], 32, seed=4)
+    want = torch.tensor([[reference(v, t, epsilon, iterations)[0] for t in map(y.__getitem__, range(4))]
+                         for v in map(x.__getitem__, range(4))])  # fmt: skip
+    every = all_costs(x, y, epsilon=epsilon, iterations=iterations).value
+    paired = pair_costs(x, y, epsilon=epsilon, iterations=iterations).value
+    assert ((every - want).abs() / want).max() <= 1e-6
+    assert ((paired - want.diag()).abs() / want.diag()).max() <= 1e-6
+    double = all_costs(x.to(torch.float64), y, epsilon=epsilon, iterations=iterations).value
+    assert double.dtype == torch.float64 and (double - want).abs().max() <= 1e-7  # y's values are float32's
+
+
+@pytest.mark.parametrize("form", ["scaling", "reduced", "log"])
+@pytest.mark.parametrize("tolerance", [None, 1e-3])
+def test_the_forms_agree(ragged, monkeypatch, form, tolerance):
+    x, y = ragged(P_SIZES, seed=5), ragged(T_SIZES, seed=6)
+    want = all_costs(x, y, epsilon=0.05, iterations=40, tolerance=tolerance)
+    if form == "reduced":
+        monkeypatch.setattr(sinkhorn, "_MAX_COST", 1e9)
+    elif form == "log":
+        monkeypatch.setattr(sinkhorn, "_MAX_COST", 1e9)
+        monkeypatch.setitem(sinkhorn._MAX_EXPONENT, torch.float32, -1.0)
+    found = all_costs(x, y, epsilon=0.05, iterations=40, tolerance=tolerance)
+    assert torch.allclose(found.value, want.value, atol=1e-6)
+    assert torch.equal(found.iterations, want.iterations)
+    assert torch.allclose(found.marginal_error, want.marginal_error, atol=1e-5)
+
+
+def test_a_batch_may_mix_forms(ragged, reference, monkeypatch):
+    """ε = .02 with three opposed directions: some pairs pass max C/ε = 80 even reduced, others do not."""
+    e = torch.eye(6)
+    hard, easy = torch.stack([e[0], e[1], -e[0]]), torch.stack([e[2], e[3]])
+    x = FeatureSets.from_list([hard, easy, hard])
+    y = FeatureSets.from_list([torch.stack([e[0], -e[0]]), easy, torch.stack([e[1], -e[1], e[0]])])
+    used = []
+    for form in (sinkhorn._Scaling, sinkhorn._Log):
+        start = form.__init__
+        monkeypatch.setattr(
+            form, "__init__", lambda s, *a, start=start: (used.append(type(s)), start(s, *a))[1]
+        )
+    found = pair_costs(x, y, epsilon=0.02, iterations=50)
+    assert used.count(sinkhorn._Log) and used.count(sinkhorn._Scaling)
+    want = [reference(x[i], y[i], 0.02, 50)[0] for i in range(3)]
+    assert np.abs(found.value.numpy() - want).max() < 1e-6
+
+
+@pytest.mark.parametrize("epsilon", [0.005, 0.1])
+def test_a_single_vector_pays_the_mean_cost(ragged, epsilon):
+    """One token (or one patch) leaves one plan, abᵀ: OT_ε is the mean cost, whatever ε."""
+    many, one = ragged([1, 5, 9], seed=7), ragged([1, 1, 1], seed=8)
+    want = torch.stack([(1 - many[i] @ one[i].T).mean() for i in range(3)])
+    assert torch.allclose(pair_costs(many, one, epsilon=epsilon, iterations=1).value, want, atol=2e-7)
+    assert torch.allclose(pair_costs(one, many, epsilon=epsilon, iterations=1).value, want, atol=2e-7)
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+@pytest.mark.parametrize("case", ["equal", "one_hot", "opposed", "same", "lopsided"])
+def test_extreme_costs_are_finite_and_right(oracle, epsilon, case):
+    e = torch.eye(8)
+    v, t = {
+        "equal": (e[:1].expand(6, -1), e[1:2].expand(4, -1)),
+        "one_hot": (e[:6], e[[0, 1, 2, 3]]),
+        "opposed": (e[:1].expand(6, -1), -e[:1].expand(4, -1)),
+        "same": (e[:5], e[:5]),
+        "lopsided": (torch.cat([e[:1].expand(5, -1), -e[:1]]), torch.cat([e[:1], -e[:1].expand(3, -1)])),
+    }[case]
+    x, y = FeatureSets.from_list([v, t]), FeatureSets.from_list([t, v])
+    found = pair_costs(x, y, epsilon=epsilon, iterations=400)
+    assert found.value.isfinite().all() and found.marginal_error.isfinite().all()
+    assert np.abs(found.value.numpy() - oracle(v, t, epsilon)).max() <= 1e-4
+
+
+def test_tolerance_stops_each_pair_on_its_own(ragged):
+    x, y = ragged(P_SIZES * 3, seed=9), ragged(T_SIZES * 3, seed=10)
+    found = pair_costs(x, y, epsilon=0.02, iterations=60, tolerance=1e-4)
+    assert found.iterations.min() < found.iterations.max()
+    assert torch.equal(found.converged, found.marginal_error <= 1e-4)
+    assert (found.iterations[~found.converged] == 60).all() and found.converged.any()
+    alone = [
+        pair_costs(x.take([i]), y.take([i]), epsilon=0.02, iterations=60, tolerance=1e-4) for i in range(18)
+    ]
+    assert torch.equal(found.iterations, torch.cat([one.iterations for one in alone]))
+    assert torch.allclose(found.value, torch.cat([one.value for one in alone]), atol=1e-6)
+
+
+def test_without_tolerance_every_iteration_is_done(ragged):
+    found = all_costs(ragged([3, 4], seed=1), ragged([2, 5, 1], seed=2), epsilon=0.5, iterations=7)
+    assert found.iterations.tolist() == [[7] * 3] * 2 and found.converged.all()
+
+
+def test_plan_is_the_reference_plan(ragged, reference):
+    x, y = ragged(P_SIZES, seed=11), ragged(T_SIZES, seed=12)
+    for i, matrix in enumerate(plan(x, y, epsilon=0.05, iterations=9)):
+        assert matrix.shape == (P_SIZES[i], T_SIZES[i])
+        assert np.abs(matrix.numpy() - reference(x[i], y[i], 0.05, 9)[1]).max() < 1e-6
+
+
+def test_sharp_is_the_cost_of_the_plan(ragged):
+    x, y = ragged(P_SIZES, seed=13), ragged(T_SIZES, seed=14)
+    plans = plan(x, y, epsilon=0.05, iterations=30)
+    want = torch.stack([(m * (1 - x[i] @ y[i].T)).sum() for i, m in enumerate(plans)])
+    assert torch.allclose(
+        pair_costs(x, y, epsilon=0.05, iterations=30, ranking="sharp").value, want, atol=1e-6
+    )
+    every = all_costs(x, y, epsilon=0.05, iterations=30, ranking="sharp").value
+    assert torch.allclose(every.diag(), want, atol=1e-6)
+
+
+def test_small_tiles_change_nothing(ragged, monkeypatch):
+    """Many tiles, strips and paddings give what one tile gives, gradient included."""
+
+    def run() -> list[torch.Tensor]:
+        x, y = ragged(P_SIZES * 3, seed=15), ragged(T_SIZES * 3, seed=16)
+        x.values.requires_grad_(), y.values.requires_grad_()
+        every, paired = all_costs(x, y).value, pair_costs(x, y).value
+        (every.square().sum() + paired.square().sum()).backward()
+        return [every.detach(), paired.detach(), x.values.grad, y.values.grad]
+
+    want = run()
+    monkeypatch.setattr(tiles, "TILE_SCORES", 200)
+    monkeypatch.setattr(tiles, "STRIP_SETS", 3)
+    for found, expected in zip(run(), want, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_bfloat16_gemm_is_close_and_autocast_does_not_sneak_in(ragged):
+    x, y = ragged([16] * 4, 64, seed=17), ragged([9] * 4, 64, seed=18)
+    exact = all_costs(x, y).value
+    rounded = all_costs(x, y, gemm_dtype=torch.bfloat16).value
+    assert 0 < (rounded - exact).abs().max() < 0.01
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(all_costs(x, y).value, exact)
+    low = x.to(torch.bfloat16)
+    assert all_costs(low, y).value.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon: .* > 0, got 0.0"),
+        ({"epsilon": float("nan")}, "epsilon: .*nan"),
+        ({"iterations": 0}, "iterations: .*got 0"),
+        ({"iterations": 2.5}, "iterations: .*got 2.5"),
+        ({"tolerance": -1.0}, "tolerance: .*got -1.0"),
+        ({"ranking": "blunt"}, "ranking: .*got 'blunt'"),
+        ({"backend": "cuda"}, "backend: expected one of auto, torch, got 'cuda'"),
+    ],
+)
+@pytest.mark.parametrize("door", [pair_costs, all_costs])
+def test_bad_options_are_refused(ragged, door, change, message):
+    x = ragged([2, 3])
+    with pytest.raises(ValueError, match=message):
+        door(x, x, **change)
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_a_backend_not_built_says_what_is(ragged, backend):
+    with pytest.raises(NotImplementedError, match=f"'{backend}' is not built; available: torch"):
+        pair_costs(ragged([2]), ragged([2]), backend=backend)
+
+
+def test_bad_operands_are_refused(ragged):
+    x = ragged([2, 3])
+    for door in (pair_costs, plan):
+        with pytest.raises(ValueError, match="y: expected 2 sets as in x, got 1"):
+            door(x, ragged([2]))
+    with pytest.raises(ValueError, match="y: expected vectors of dim 6 as in x, got 7"):
+        all_costs(x, ragged([2], 7))
+    with pytest.raises(ValueError, match="y: expected device cpu as in x, got meta"):
+        all_costs(x, x.to("meta"))
+    long = FeatureSets(x.values * 2, x.offsets)
+    with pytest.raises(ValueError, match="y: expected unit vectors"):
+        all_costs(x, long)
+    with pytest.raises(ValueError, match="x: expected unit vectors"):
+        pair_costs(long, x)
+    assert all_costs(x, long, validate=False).value.shape == (2, 2)
