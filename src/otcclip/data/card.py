@@ -50,7 +50,7 @@ def make_card(
 def _package(
     package: Package, node_modules: Path, manifest: Mapping[str, Any], styles: Counter[str]
 ) -> dict[str, Any]:
-    """One row of the card; an icon set's own `info.json` knows licence and author better than npm's manifest."""
+    """One row of the card; an icon set's own `info.json` knows licence and author better than npm."""
     info_file = node_modules / package.name / "info.json"
     info = read_json(info_file) if info_file.exists() else {}
     licence, author = info.get("license", {}), info.get("author", {})
@@ -87,15 +87,15 @@ def render_card(card: Mapping[str, Any]) -> str:
         [
             "# Emoji corpus",
             "",
-            f"{counts['pairs']:,} image-caption pairs, {counts['names']:,} names, {len(card['styles'])} styles; "
-            f"without {' and '.join(PLAIN_EXCLUDES)} {counts['plain_pairs']:,} pairs and "
+            f"{counts['pairs']:,} image-caption pairs, {counts['names']:,} names, {len(card['styles'])} "
+            f"styles; without {' and '.join(PLAIN_EXCLUDES)} {counts['plain_pairs']:,} pairs and "
             f"{counts['plain_names']:,} names.",
             f"Images are {card['image_size']} px PNG on white. A caption is the emoji's name and its tags: "
             "`polar bear | animal, arctic, ...`. The same caption recurs across styles.",
             "",
-            "Built on this machine by `otcclip corpus emoji` from the npm packages below. The pictures are changed "
-            "only by drawing them at this size on white. Each stays under its own licence: credit its authors, and "
-            "pass pictures under a CC-BY-SA licence on under the same licence.",
+            "Built on this machine by `otcclip corpus emoji` from the npm packages below. The pictures "
+            "are changed only by drawing them at this size on white. Each stays under its own licence: "
+            "credit its authors, and pass pictures under a CC-BY-SA licence on under the same licence.",
             "",
             "| package | version | style | pairs | licence | credit |",
             "|---|---|---|---|---|---|",

@@ -105,7 +105,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 
 def _complete(folder: Path, card: dict[str, Any], spec: EmojiSpec) -> bool:
-    """Whether the folder is this version and whole: packages, counts, every shard's size, the index's rows."""
+    """Whether the folder is this version and whole: packages, counts, shards' sizes, the index's rows."""
     try:
         packages = [(package["name"], package["version"]) for package in card["packages"]]
         return (

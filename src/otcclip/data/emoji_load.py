@@ -119,7 +119,7 @@ def _images(root: Path, index: dict[str, list[str]], size: int) -> NDArray[np.ui
             cached: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
             if cached.shape == shape and cached.dtype == np.uint8:
                 return cached
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             pass  # cut off or not ours: decode again
     with atomic_file(path) as handle:
         # Row by row, not through a memory map: writing to a map on a full disk kills the process.

@@ -7,6 +7,7 @@ is extracted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
 from collections import Counter
@@ -58,19 +59,27 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str = 
     written = 0
     with atomic_file(path) as handle:
         writer = webdataset.TarWriter(handle, encoder=False, mtime=0.0, user="", group="", mode=0o644)
-        for pair in pairs:
-            fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
-            writer.write(
-                {
-                    "__key__": pair.key,
-                    image_extension: pair.image,
-                    "txt": pair.caption.encode(),
-                    "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
-                }
-            )
-            written += 1
-        writer.close()
+        try:
+            for pair in pairs:
+                writer.write(_members_of(pair, image_extension))
+                written += 1
+            writer.close()
+        except BaseException:
+            # Closed while the file still is open, or tarfile complains on stderr when it is collected.
+            with contextlib.suppress(OSError):
+                writer.close()
+            raise
     return written
+
+
+def _members_of(pair: Pair, image_extension: str) -> dict[str, str | bytes]:
+    fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
+    return {
+        "__key__": pair.key,
+        image_extension: pair.image,
+        "txt": pair.caption.encode(),
+        "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
+    }
 
 
 def expand_shards(shards: str | Path | Sequence[str | Path]) -> list[str]:
@@ -155,7 +164,7 @@ def _samples(shard: str, limits: Limits) -> Iterator[tuple[str, dict[str, bytes 
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and extension by webdataset's rule: the first dot of the last component; a `./` in front is dropped."""
+    """Key and extension, webdataset's rule: the first dot of the last component; `./` in front is dropped."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()

@@ -1,4 +1,4 @@
-"""Shards to a `PairStore`: decode, count what is bad by reason, list it, stop when there is too much of it."""
+"""Shards to a `PairStore`: decode, count what is bad by reason, list it, stop when it is too much."""
 
 from __future__ import annotations
 
