@@ -143,7 +143,7 @@ def _warm_up(defense: DefenseFiles) -> int | None:
 def _warm_up_note(defenses: Sequence[DefenseFiles]) -> str:
     ends = [(d.name, end) for d in defenses if (end := _warm_up(d)) is not None]
     parts = [f"{clean(name, 40)} ({end + 1} epoch{'s' if end else ''})" for name, end in ends]
-    return f"Shaded: warm-up without captions of {listed(parts)}." if parts else ""
+    return f"Shaded: warm-up of {listed(parts)}." if parts else ""
 
 
 def _kept(run: Run, defense: DefenseFiles) -> list[Series]:

@@ -17,7 +17,7 @@ class Fields:
     def __init__(self, where: str, value: object) -> None:
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected an object, found {type(value).__name__}")
-        self.where, self.value = where, value
+        self.where, self.value = clean(where, 400), value
 
     def fail(self, name: str, expected: str) -> UserError:
         found = clean(json.dumps(self.value[name]), 60) if name in self.value else "nothing"
@@ -36,7 +36,10 @@ class Fields:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(name, "a number")
-        return float(value) if math.isfinite(value) else None
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:  # JSON integers know no bounds
+            raise self.fail(name, "a number of ordinary size") from None
 
     def share(self, name: str) -> float | None:
         value = self.number(name)

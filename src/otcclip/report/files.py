@@ -20,6 +20,7 @@ _SHOWN = ("attack", "key", "image", "clean_image", "true_name", "target")
 _GALLERY = (*_SHOWN, "clean_prediction", "prediction", "confidence")
 _PAIRS = ("key", "image", "caption", "new_caption", "action", "suspicion", "attack", "true_name")
 _POISON = ("key", "original_caption")
+_NULLABLE = ("confidence", "suspicion", "new_caption")
 ACTIONS = ("keep", "re-pair", "hold-back")
 _MEMORY_UNITS = {"mib": 2**20, "mb": 10**6, "gib": 2**30, "gb": 10**9, "bytes": 1, "kib": 2**10}
 
@@ -69,7 +70,7 @@ def _epoch(fields: Fields) -> Epoch:
 
 
 def fails(where: str | Path, why: str) -> UserError:
-    return UserError(f"{where}: {why}")
+    return UserError(f"{clean(where, 400)}: {why}")
 
 
 def _read_text(path: Path) -> str:
@@ -117,8 +118,9 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     table = _table(path, columns)
     images = [c for c in columns if c.endswith("image")]
     for name in images:
-        if not (pa.types.is_binary(table[name].type) or pa.types.is_large_binary(table[name].type)):
-            raise fails(path, f"column '{name}': expected PNG bytes, found {table[name].type}")
+        kind = table[name].type
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
+            raise fails(path, f"column '{name}': expected PNG bytes, found {clean(kind, 60)}")
     try:
         rows: list[dict[str, Any]] = table.select([c for c in columns if c not in images]).to_pylist()
     except (UnicodeDecodeError, pa.ArrowException) as error:
@@ -130,9 +132,6 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
         row.update({k: "" if v is None else str(v) for k, v in row.items() if k not in _NULLABLE})
         row.update({name: Cell(table[name], i) for name in images})
     return rows
-
-
-_NULLABLE = ("confidence", "suspicion", "new_caption")
 
 
 def _finite(path: Path, name: str, value: Any) -> float | None:

@@ -92,6 +92,12 @@ def learned_little(undefended: Result, defended: Result) -> bool:
     return defended.top1 < LOST * undefended.top1
 
 
+_TAIL = {
+    "lost": ": the defence lost.",
+    "weakened": ": weakened, not stopped.",
+    "learned little": ", but it learned little.",
+    "not a test": ". Too weak an attack to be a test.",
+}
 _TONE = {"stopped": "good", "lost": "bad", "weakened": "bad"}
 
 
@@ -119,7 +125,7 @@ def _attack_sentence(
         )
         lead = f"With {clean(after.defense, 40)}, " + ("" if words.targeted else f"{words.subject} turns ")
         return [Piece(lead), shown, Piece(middle + ".")]
-    tail = {"lost": ": the defence lost.", "weakened": ": weakened, not stopped."}.get(outcome, ".")
+    tail = _TAIL.get(outcome, ".")
     return [*sentence, Piece(f" With {clean(after.defense, 40)}: "), shown, Piece(tail)]
 
 

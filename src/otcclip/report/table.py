@@ -43,9 +43,9 @@ def _attack_entry(result: Result, name: str, undefended: Result | None) -> Entry
     rate = result.attacks.get(name)
     if rate is None:
         return Entry("–")
-    small = f"{interval(rate.low, rate.high)}, n\u00a0=\u00a0{rate.n:,}"
+    small = f"{interval(rate.low, rate.high)}\nn = {rate.n:,}"
     if name in result.clean_asr:
-        small += f"; never poisoned {percent(result.clean_asr[name])}"
+        small += f"\nnever poisoned {percent(result.clean_asr[name])}"
     word = "undefended" if result.defense == UNDEFENDED else verdict(undefended, result, name)
     return Entry(percent(rate.asr), small, word, rate)
 
@@ -110,8 +110,5 @@ def _terminal(entry: Entry) -> Text:
         entry.text.replace(NARROW, "\u00a0").replace(" of ", "/"), style=_STYLE.get(entry.verdict, "")
     )
     if entry.small:
-        text.append(
-            "\n" + entry.small.replace(NARROW, "\u00a0").replace("; ", "\n").replace(", n", "\nn"),
-            style="dim",
-        )
+        text.append("\n" + entry.small.replace(NARROW, "\u00a0"), style="dim")
     return text

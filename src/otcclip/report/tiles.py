@@ -187,10 +187,11 @@ def _group(title: str, pairs: Iterable[JudgedPair], run: Run, album: Album) -> P
 
 
 def pair_views(run: Run, album: Album) -> list[PairView]:
-    """The training pairs of every defence that judges pairs."""
+    """The training pairs of every defence that judges pairs, the headline's first."""
     known = run.poison is not None or any(r.poison_total for r in run.results)
     views = []
-    for defense in run.defenses:
+    house = run.defended()
+    for defense in sorted(run.defenses, key=lambda d: house is None or d.name != house.defense):
         if defense.pairs is None:
             continue
         honest: Sequence[JudgedPair] = [p for p in defense.pairs if not p.attack]
