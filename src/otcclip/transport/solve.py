@@ -10,7 +10,7 @@ Two rankings:
 - `"sharp"`: ⟨P, C⟩ at the last iterate. Its gradient is *not* the plan; here it is unrolled by autograd in
   log form, a tile at a time, which is right and slow.
 
-`all_costs` over 256 × 256 sets, 36 cells × up to 32 tokens (mean 12), d = 128, one Zen 5 thread, float32 GEMM
+`all_costs` over 256 × 256 sets, 36 cells × up to 32 tokens (mean 12), d = 128, one EPYC thread, float32 GEMM
 (`benchmarks/transport.py`, busy machine): .54 s forward and .39 s backward at 10 iterations, .89 s and .37 s
 at 20; a bfloat16 GEMM takes .1 s off the two. Iterations, not GEMMs, are what a faster backend would save.
 """
