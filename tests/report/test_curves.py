@@ -27,6 +27,7 @@ def test_a_panel_a_measure_with_every_defence(make_run: Make) -> None:
     kept = drawn[3].legend
     assert [s.label for s in kept] == ["all pairs kept", "poison kept: badnets", "poison kept: targeted"]
     assert kept[0].x == [2, 3, 4, 5] and kept[0].y[-1] == 0.805
+    assert "trust AUROC for badnets 0.90 and repair precision 70.0" in drawn[3].note
     assert kept[1].y[-1] == 5 / 90 and kept[2].y == [0.0] * 4
 
 

@@ -159,6 +159,20 @@ def test_failures_are_shown_beyond_the_sample(make_run: Make) -> None:
     assert tally and int(tally[1]) > 0
 
 
+def test_the_example_does_not_flatter_a_defence_that_lost(make_run: Make, a_result: Row, a_rate: Any) -> None:
+    """Of the undefended model's failures the first is shown, not the first that the defence got right."""
+
+    def header(name: str, asr: float) -> str:
+        rows = [
+            a_result(d, attacks={"badnets": a_rate(a, 1000)}) for d, a in (("clip", 0.96), ("otcclip", asr))
+        ]
+        return read(make_run(name=name, rows=rows))[0].split("<main>")[0].split('class="example"')[1]
+
+    won, lost = header("won", 0.001), header("lost", 0.9)
+    assert 'class="right"' in won
+    assert 'class="right"' not in lost
+
+
 def test_no_poison_got_through_is_said(make_run: Make) -> None:
     def edit(kind: str, row: dict[str, Any]) -> None:
         if kind == "pairs" and row["action"] == "keep":

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from otcclip.report.records import HOUSE_DEFENSE, UNDEFENDED, DefenseFiles, Epoch, Run
-from otcclip.report.words import clean, listed
+from otcclip.report.words import clean, listed, percent
 
 # Stand-ins that survive matplotlib and become CSS variables: 0x0a00xx is no colour anybody would ask for.
 INK, GRID, SHADE = "#0a0001", "#0a0002", "#0a0003"
@@ -163,6 +163,15 @@ def _kept(run: Run, defense: DefenseFiles) -> list[Series]:
     return lines
 
 
+def _trust_note(defense: DefenseFiles) -> str:
+    """How well trust told poison from honest pairs, and re-pairing chose, at the last epoch that says so."""
+    aurocs = next((e.trust_auroc for e in reversed(defense.epochs) if e.trust_auroc), {})
+    precision = next((v for e in reversed(defense.epochs) if (v := e.repair_precision) is not None), None)
+    parts = [f"trust AUROC for {clean(name, 40)} {value:.2f}" for name, value in aurocs.items()]
+    parts += [] if precision is None else [f"repair precision {percent(precision)}"]
+    return f"At the end: {listed(parts)}." if parts else ""
+
+
 def panels(run: Run) -> list[Panel]:
     """Every drawing that has something to show: top-1, ASR of each attack, pairs kept by each defence."""
     ends = sorted({end for d in run.defenses if (end := _warm_up(d)) is not None})
@@ -181,7 +190,12 @@ def panels(run: Run) -> list[Panel]:
         end = _warm_up(defense)
         own = [] if end is None else [end]
         plans.append(
-            (f"What {clean(defense.name, 40)} kept", _kept(run, defense), own, _warm_up_note([defense]))
+            (
+                f"What {clean(defense.name, 40)} kept",
+                _kept(run, defense),
+                own,
+                f"{_warm_up_note([defense])} {_trust_note(defense)}".strip(),
+            )
         )
     return [
         Panel(title, draw(series, shaded, f"otcclip-{i}"), tuple(series), text)

@@ -159,7 +159,7 @@ def _warnings(run: Run, before: Result | None, after: Result | None) -> list[str
         if rate.asr < IS_A_TEST:
             lines.append(
                 f"{clean(name, 40)} is not a test: undefended it succeeds on {percent(rate.asr)}, under the "
-                f"{percent(IS_A_TEST)} an attack must reach before a defence’s number means anything."
+                f"{percent(IS_A_TEST, 0)} an attack must reach before a defence’s number means anything."
             )
     if before and after and learned_little(before, after):
         lines.append(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from otcclip.report.images import Album
 from otcclip.report.records import HOUSE_DEFENSE, UNDEFENDED, JudgedPair, Run, Shot
-from otcclip.report.story import AttackWords, describe
+from otcclip.report.story import AttackWords, describe, verdict
 from otcclip.report.words import clean, percent
 
 SAMPLE = 18  # test images of an attack, whatever came of them
@@ -135,7 +135,11 @@ def attack_views(run: Run, album: Album) -> list[AttackView]:
 
 
 def example(run: Run, album: Album) -> Example | None:
-    """The first image whose trigger fools the undefended model; one the defence gets right, if any."""
+    """The first image whose trigger fools the undefended model.
+
+    One the defence gets right is preferred only where the defence stopped the attack: beside a headline that
+    says it did not, such a picture would flatter it.
+    """
     best: dict[str, Shot] | None = None
     house = run.defended()
     for name in run.attacks:
@@ -143,7 +147,8 @@ def example(run: Run, album: Album) -> Example | None:
             continue
         fooled = [s for s in _by_key(run, name).values() if UNDEFENDED in s and s[UNDEFENDED].fooled]
         named = [s for s in fooled if s[UNDEFENDED].clean_prediction == s[UNDEFENDED].true_name] or fooled
-        saved = [s for s in named if house and house.defense in s and s[house.defense].right]
+        won = house and name in house.attacks and verdict(run.result(UNDEFENDED), house, name) == "stopped"
+        saved = [s for s in named if won and house and house.defense in s and s[house.defense].right]
         best = best or next(iter(saved or named), None)
     if best is None:
         return None
