@@ -62,7 +62,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     share, weight = successes / n, z * z / n
     center = share + weight / 2
     spread = z * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    # Rounding must not push an end past the share itself, which lies inside by construction.
+    # Rounding must not push an end past the share, which lies inside (and is the end itself at 0 and n).
     low = min(share, max(0.0, (center - spread) / (1 + weight)))
     high = max(share, min(1.0, (center + spread) / (1 + weight)))
-    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+    return low, high

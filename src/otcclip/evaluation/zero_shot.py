@@ -120,7 +120,7 @@ def class_embeddings(
     """
     if not names or not templates or any("{}" not in template for template in templates):
         raise ValueError("class embeddings need names, and templates that hold {}")
-    # replace, not format: a name may hold braces.
+    # replace, not format: other braces in a template stand for themselves.
     prompts = [template.replace("{}", name) for name in names for template in templates]
     features = torch.cat(
         [encode_text(prompts[i : i + batch]).detach().float() for i in range(0, len(prompts), batch)]

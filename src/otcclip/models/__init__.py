@@ -14,4 +14,10 @@ from otcclip.models.two_tower import Features, TwoTower, create_two_tower
 CONFIGS = Path(__file__).parent / "configs"
 open_clip.add_model_config(CONFIGS)
 
-__all__ = ["CONFIGS", "Features", "TwoTower", "create_two_tower", "save_open_clip"]
+
+def open_clip_model_size(name: str) -> int:
+    """The input side in pixels that open_clip's config of `name` states."""
+    return int(open_clip.get_model_config(name)["vision_cfg"]["image_size"])
+
+
+__all__ = ["CONFIGS", "Features", "TwoTower", "create_two_tower", "open_clip_model_size", "save_open_clip"]

@@ -23,7 +23,9 @@ def save_open_clip(model: TwoTower, folder: Path) -> Path:
     state = {k: v.detach().cpu().contiguous() for k, v in model.clip.state_dict().items()}
     _save(state, weights)
     if model.local_head is not None:
-        _save({"weight": model.local_head.weight.detach().cpu().contiguous()}, folder / "local_head.safetensors")
+        _save(
+            {"weight": model.local_head.weight.detach().cpu().contiguous()}, folder / "local_head.safetensors"
+        )
     config = {
         "model_cfg": open_clip.get_model_config(model.name),
         "preprocess_cfg": {

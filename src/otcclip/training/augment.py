@@ -41,7 +41,9 @@ class Augment:
         x = _affine(x, self, generator)
         x = _colour(x, self, generator)
         if self.blur > 0:
-            low = F.interpolate(F.adaptive_avg_pool2d(x, x.shape[-1] // 4), size=x.shape[-2:], mode="bilinear")
+            low = F.interpolate(
+                F.adaptive_avg_pool2d(x, x.shape[-1] // 4), size=x.shape[-2:], mode="bilinear"
+            )
             chosen = torch.rand(len(x), generator=generator) < self.blur
             x = torch.where(chosen[:, None, None, None], low, x)
         return x.contiguous(memory_format=torch.channels_last)
@@ -62,7 +64,14 @@ def _affine(x: Tensor, a: Augment, generator: torch.Generator) -> Tensor:
     mirror = torch.where(torch.rand(b, generator=generator) < a.flip, -1.0, 1.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     theta = torch.stack(
-        [cos * mirror, -sin, 2 * _uniform(b, a.shift, generator), sin * mirror, cos, 2 * _uniform(b, a.shift, generator)],
+        [
+            cos * mirror,
+            -sin,
+            2 * _uniform(b, a.shift, generator),
+            sin * mirror,
+            cos,
+            2 * _uniform(b, a.shift, generator),
+        ],
         dim=1,
     ).view(b, 2, 3)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
@@ -89,7 +98,9 @@ def crop_captions(tokens: Tensor, share: float, generator: torch.Generator) -> T
     name poorly. `tokens [n, context]`: start token, words, end token (the largest id), zero padding.
     """
     end = tokens.argmax(dim=1)
-    keep = 1 + (torch.rand(len(tokens), generator=generator) * (end - 1)).long()  # words to keep, at least one
+    keep = (
+        1 + (torch.rand(len(tokens), generator=generator) * (end - 1)).long()
+    )  # words to keep, at least one
     cut = torch.rand(len(tokens), generator=generator) < share
     last = torch.where(cut & (end > 2), keep + 1, end)
     position = torch.arange(tokens.shape[1])

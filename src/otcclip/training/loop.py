@@ -73,7 +73,9 @@ class Trainer:
             report = self._epoch()
             self.seconds += time.perf_counter() - start
             self.epoch += 1
-            yield EpochReport(report.epoch, report.phase, report.loss, report.terms, self.seconds, report.visited)
+            yield EpochReport(
+                report.epoch, report.phase, report.loss, report.terms, self.seconds, report.visited
+            )
 
     def _epoch(self) -> EpochReport:
         context = EpochContext(self.epoch, self.total_epochs, self.config.seed, self.model, self.pairs)
@@ -123,7 +125,9 @@ class Trainer:
         done, span = (self.epoch, w) if plan.phase == "warm-up" else (self.epoch - w, self.config.epochs)
         t = (done + fraction) / span
         warm = self.config.warmup
-        scale = min(t / warm + 0.02, 1.0) if t < warm else 0.5 * (1 + math.cos(math.pi * (t - warm) / (1 - warm)))
+        scale = (
+            min(t / warm + 0.02, 1.0) if t < warm else 0.5 * (1 + math.cos(math.pi * (t - warm) / (1 - warm)))
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * scale
 

@@ -1,0 +1,52 @@
+"""How alike two captions are, by optimal transport between their tokens and nothing learned.
+
+Before training there is no trusted text encoder. What can be had is the discrete metric: two tokens are equal or not.
+Under that metric optimal transport has a closed form, OT(a, b) = 1 - sum_w min(a_w, b_w) (the total variation), so
+agreement `1 - OT` is a histogram intersection. Marginals are not uniform: a token weighs its inverse document frequency, or
+every caption would agree with every other by its commas.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from otcclip.errors import UserError
+
+MAX_CAPTIONS = 20_000
+
+
+def token_marginals(tokens: Tensor) -> NDArray[np.float32]:
+    """`tokens [u, context]` -> `[u, v]` rows that sum to one over the `v` token kinds in use (all zero where empty)."""
+    ids = tokens.numpy()
+    end = ids.argmax(axis=1)
+    position = np.arange(ids.shape[1])
+    real = (position > 0) & (position < end[:, None])
+    rows, columns = np.nonzero(real)
+    kinds, kind = np.unique(ids[rows, columns], return_inverse=True)
+    present = np.zeros((len(ids), len(kinds)), np.float32)
+    present[rows, kind] = 1.0
+    idf = np.log(len(ids) / present.sum(axis=0))
+    weights = present * idf
+    total = weights.sum(axis=1, keepdims=True)
+    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+
+
+def caption_agreement(tokens: Tensor) -> NDArray[np.float32]:
+    """Agreement `1 - OT` of every caption with every other, `[u, u]` in 0..1, of `tokens [u, context]`.
+
+    Raises:
+        UserError: more than 20,000 distinct captions; the tiled form for larger pools is not built yet.
+    """
+    if len(tokens) > MAX_CAPTIONS:
+        raise UserError(
+            f"captions: agreement of {len(tokens):,} distinct captions needs the tiled form, which is not built yet "
+            f"(at most {MAX_CAPTIONS:,})"
+        )
+    marginals = token_marginals(tokens)
+    out = np.zeros((len(tokens), len(tokens)), np.float32)
+    for weight in marginals.T:  # a token at a time: only captions that share it gain
+        who = np.nonzero(weight)[0]
+        out[np.ix_(who, who)] += np.minimum.outer(weight[who], weight[who])
+    return out

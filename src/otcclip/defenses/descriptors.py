@@ -1,0 +1,107 @@
+"""What an image looks like, without any training and so without any caption: oriented gradients and colours of cells.
+
+Histograms of oriented gradients (Dalal and Triggs, 2005) over an 8 x 8 grid in overlapping 2 x 2 blocks, and the mean
+colour of each cell. On the emoji corpus the nearest neighbour by this descriptor carries the same name in 48 % of the cases,
+against 38 % for a self-supervised tower after twelve epochs (docs/experiments.md); it costs no training.
+
+A descriptor is made under a *view*: the image without one window, without its high or without its low frequencies. A
+true caption survives every view; a trigger lives in some window or some band and does not survive its removal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GRID = 8
+BINS = 8
+COLOUR_SHARE = 0.3
+FLAT = 0.02  # gradient energy of a region below which it counts as flat, not as texture to be amplified
+
+
+@dataclass(frozen=True)
+class View:
+    """A way of looking: which band of frequencies, and which cells (`mask [GRID, GRID]`, 0 or 1)."""
+
+    name: str
+    band: str
+    mask: Tensor
+
+
+def views() -> tuple[View, ...]:
+    """The whole image; nine windows of half the side removed in turn; the low band alone; the high band alone."""
+    whole = torch.ones(GRID, GRID)
+    out = [View("whole", "all", whole)]
+    half, step = GRID // 2, GRID // 4
+    for top in range(0, half + 1, step):
+        for left in range(0, half + 1, step):
+            mask = whole.clone()
+            mask[top : top + half, left : left + half] = 0
+            out.append(View(f"without {top},{left}", "all", mask))
+    return (*out, View("low band", "low", whole), View("high band", "high", whole))
+
+
+def descriptors(images: Tensor, wanted: tuple[View, ...], chunk: int = 512) -> Iterator[tuple[View, Tensor]]:
+    """Yield `(view, unit vectors [n, d] bfloat16)` for `images [n, 3, H, W]` uint8, band by band.
+
+    Vectors are centred on the data set's mean, so that a cosine of 0 means "as alike as any two".
+    """
+    for band in dict.fromkeys(view.band for view in wanted):
+        parts = [_cells(_band(x.float() / 255, band)) for x in images.split(chunk)]
+        gradient, colour = (torch.cat(part) for part in zip(*parts, strict=True))
+        for view in wanted:
+            if view.band == band:
+                yield view, _describe(gradient, colour, view.mask)
+
+
+def _band(x: Tensor, band: str) -> Tensor:
+    if band == "all":
+        return x
+    side = x.shape[-1]
+    if band == "low":
+        return _blur(x, side * 5 / 64)
+    return (0.7 * (x - _blur(x, side / 8)) + 0.5).clamp(0, 1)
+
+
+def _blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur as two matrix products (a wide depthwise convolution is 30 times slower on a CPU)."""
+    position = torch.arange(x.shape[-1], dtype=x.dtype)
+    kernel = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # renormalised at the border
+    return kernel @ x @ kernel.T
+
+
+def _cells(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient energy by orientation `[n, BINS, GRID, GRID]` and mean colour `[n, 3, GRID, GRID]`."""
+    luma = x.mean(dim=1)
+    wide = F.pad(luma[:, None], (1, 1, 1, 1), "replicate")[:, 0]
+    gx = wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]
+    gy = wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]
+    energy = (gx * gx + gy * gy).sqrt()
+    angle = torch.atan2(gy, gx).remainder(math.pi) * (BINS / math.pi)
+    low = angle.floor()
+    share = angle - low
+    low = low.long() % BINS
+    # Energy is shared between the two nearest orientations, so that a small turn is a small change.
+    histogram = torch.zeros(len(x), BINS, *luma.shape[1:])
+    histogram.scatter_(1, low[:, None], (energy * (1 - share))[:, None])
+    histogram.scatter_add_(1, ((low + 1) % BINS)[:, None], (energy * share)[:, None])
+    return F.adaptive_avg_pool2d(histogram, GRID), F.adaptive_avg_pool2d(x, GRID)
+
+
+def _describe(gradient: Tensor, colour: Tensor, mask: Tensor) -> Tensor:
+    blocks = F.avg_pool2d(gradient * mask, 2, 1).flatten(1)
+    blocks = (blocks / (blocks.norm(dim=1, keepdim=True) + FLAT)).sqrt()
+    # Half of the mean colour is taken out: overall brightness says little and is easily shifted by a filter.
+    mean = (colour * mask).sum(dim=(2, 3), keepdim=True) / mask.sum()
+    tint = ((colour - mean / 2) * mask).flatten(1)
+    parts = [
+        F.normalize(blocks - blocks.mean(0), dim=1) * math.sqrt(1 - COLOUR_SHARE),
+        F.normalize(tint - tint.mean(0), dim=1) * math.sqrt(COLOUR_SHARE),
+    ]
+    return torch.cat(parts, dim=1).to(torch.bfloat16)

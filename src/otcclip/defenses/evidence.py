@@ -1,0 +1,138 @@
+"""Do an image's look-alikes carry captions like its own? Evidence that no caption can touch, as a p-value.
+
+For a pair (i, c) under one view, the `k` nearest images of i vote: A(i, c') = sum_j w_ij agreement(c', c_j) for every
+caption c' of the pool, and the pair's own caption gets the *share of the pool that agrees at least as well*,
+r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform, so keeping pairs with r <= alpha lets in
+an expected share alpha of them: the threshold needs no labels.
+
+Three rules keep an enemy from voting for himself:
+
+* near-duplicates of the image do not vote on it (copies of one photo would agree with each other);
+* a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated. This rule alone moves poison
+  among the most trusted 60 % from 33 to 2 pairs of 90 (docs/experiments.md);
+* the *worst* view counts: the vote must hold without any one window, in the low band and in the high band.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otcclip.defenses.captions import caption_agreement
+from otcclip.defenses.descriptors import descriptors, views
+
+NEIGHBOURS = 16
+SHARPNESS = 0.05  # cosine difference at which a neighbour's weight falls by e
+NEAR_DUPLICATE = 0.95
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What look-alikes say of `n` pairs.
+
+    Attributes:
+        own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
+            in the worst view; small = believed.
+        votes: `[n, k]` int64, look-alikes of the whole image, nearest first, near-duplicates left out.
+        by_view: `[v, n]`, `own` in each view.
+    """
+
+    own: Tensor
+    votes: Tensor
+    by_view: Tensor
+
+
+def neighbour_evidence(images: Tensor, tokens: Tensor, caption_of: Tensor) -> Evidence:
+    """Evidence for pairs `(images[i], caption_of[i])`.
+
+    Args:
+        images: `[n, 3, H, W]` uint8.
+        tokens: `[u, context]` int64, distinct captions.
+        caption_of: `[n]` int64 into `tokens`.
+    """
+    agreement = torch.from_numpy(caption_agreement(tokens))
+    voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float()
+    copies: list[tuple[Tensor, Tensor]] | None = None
+    ranks, votes = [], None
+    for _, vectors in descriptors(images, views()):
+        copies = near_duplicates(vectors) if copies is None else copies
+        similarity, index = _look_alikes(vectors, copies)
+        weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
+        ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
+        votes = index if votes is None else votes
+    assert votes is not None
+    by_view = torch.stack(ranks)
+    return Evidence(by_view.amax(dim=0), votes, by_view)
+
+
+def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Pairs `(row within the tile, image)` of near-duplicates, itself included, a tile of ROWS images at a time."""
+    out = []
+    for start in range(0, len(vectors), ROWS):
+        rows = vectors[start : start + ROWS]
+        close = (rows @ vectors.T) > NEAR_DUPLICATE
+        own = torch.arange(len(rows))
+        close[own, own + start] = True
+        row, image = close.nonzero(as_tuple=True)
+        out.append((row, image))
+    return out
+
+
+def _look_alikes(vectors: Tensor, copies: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Similarities and indices `[n, k]` of the nearest images, near-duplicates left out."""
+    k = min(NEIGHBOURS, len(vectors) - 1)
+    values, indices = [], []
+    for tile, (row, image) in zip(vectors.split(ROWS), copies, strict=True):
+        similarity = (tile @ vectors.T).float()
+        similarity[row, image] = -2.0
+        top = similarity.topk(k, dim=1)
+        values.append(top.values)
+        indices.append(top.indices)
+    return torch.cat(values), torch.cat(indices)
+
+
+def _own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> Tensor:
+    """Share of captions that the votes like at least as well as the own one; ties count half."""
+    out = torch.empty(len(own))
+    for start in range(0, len(own), ROWS):
+        rows = slice(start, start + ROWS)
+        ballot = torch.zeros(len(own[rows]), len(agreement)).scatter_add_(1, voted[rows], weight[rows])
+        liked = ballot @ agreement
+        mine = liked.gather(1, own[rows, None])
+        better = (liked > mine).sum(dim=1)
+        equal = (liked == mine).sum(dim=1)
+        out[rows] = (better + (equal + 1) / 2) / liked.shape[1]
+    return out
+
+
+def support(votes: Tensor, caption_of: Tensor, counts: Tensor, asked: Tensor, agreement: Tensor) -> Tensor:
+    """Share of captions that an image's look-alikes like at least as well as the caption asked about.
+
+    Args:
+        votes: `[m, k]` look-alikes of each image, nearest first. caption_of: `[n]` the captions now in force.
+        counts: `[n]` bool, who may vote (pairs in force). asked: `[m]` the caption in question.
+        agreement: `[u, u]`.
+
+    Returns:
+        `[m]` in (0, 1]; 1 where nobody votes.
+    """
+    voice = (
+        counts.float() / torch.bincount(caption_of[counts], minlength=len(agreement)).clamp_min(1)[caption_of]
+    )
+    weight = voice[votes] * (1.0 / torch.arange(1, votes.shape[1] + 1))
+    share = _own_rank(weight, caption_of[votes], asked, agreement)
+    return torch.where(weight.sum(dim=1) > 0, share, torch.ones_like(share))
+
+
+def combined_p(*shares: Tensor) -> Tensor:
+    """Fisher's combination of independent uniform shares: P(product of k uniforms <= the product seen).
+
+    For k = 2: `q (1 - ln q)`; in general `q sum_{j<k} (-ln q)^j / j!` (Fisher, 1932).
+    """
+    log = -torch.stack(shares).clamp_min(1e-12).log().sum(dim=0)
+    series = sum(log**j / float(np.prod(np.arange(1, j + 1))) for j in range(len(shares)))
+    return torch.exp(-log) * series

@@ -1,0 +1,161 @@
+"""The main job, end to end: corpus, poison, training with and without a defence, one table and one page.
+
+    otcclip demo --hold-out twemoji --target banana --seed 0 --epochs 16 --out runs/demo
+
+Runs go side by side, one process and one thread each on a small machine. Whatever is finished is reused, whatever was cut
+off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from otcclip import attacks, defenses
+from otcclip.data.atomic import write_json
+from otcclip.data.emoji import build_emoji
+from otcclip.errors import UserError
+from otcclip.models import open_clip_model_size
+from otcclip.progress import bar, console
+from otcclip.registry import find
+from otcclip.report import results_table, write_report
+from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment
+
+POLL_SECONDS = 0.5
+
+
+def run_demo(
+    out: Path,
+    corpus: Path,
+    *,
+    hold_out: str = "twemoji",
+    target: str = "banana",
+    seed: int = 0,
+    epochs: int = 16,
+    chosen: Sequence[str] = ("clip", "otcclip"),
+    reference: bool = True,
+) -> list[dict[str, Any]]:
+    """Build what is missing, run what is missing, write `results.json` and `report.html`; returns the results.
+
+    Args:
+        out: folder of the run. corpus: folder of the emoji corpus, built there when it is not.
+        hold_out: style of the test split. target: class the backdoor argues for.
+        chosen: defences to run, in this order. reference: also train undefended on the same pairs without poison, for the
+            attack rates of a model never poisoned and for the accuracy that a defence is to reach.
+
+    Raises:
+        UserError: an unknown defence, style or target, a package that cannot be had, a full disk.
+    """
+    for name in chosen:
+        find("defence", defenses.DEFENSES, name)
+    if epochs < 1:
+        raise UserError(f"--epochs {epochs}: at least 1")
+    build_emoji(corpus, hold_out=hold_out)
+    spec = RunSpec(str(corpus), str(out), "clip", hold_out=hold_out, target=target, seed=seed, epochs=epochs)
+    _write_ground_truth(spec, chosen)
+    specs = [replace(spec, defense=name) for name in chosen]
+    if reference:
+        specs.append(clean_reference(spec))
+    results = _run_all(specs)
+    if reference:
+        rates = {name: rate["asr"] for name, rate in results[-1]["attacks"].items()}
+        results = [{**result, "clean_asr": rates} for result in results]
+    write_json(out / "results.json", results)
+    write_report(out)
+    console.print(results_table(out))
+    console.print(f"report: {out / 'report.html'}")
+    return results
+
+
+def _write_ground_truth(spec: RunSpec, chosen: Sequence[str]) -> None:
+    """`poison.parquet` and `run.json`; fails here, in one line, before any training starts."""
+    out = Path(spec.out)
+    size = open_clip_model_size(spec.model)
+    setting = make_setting(spec, size)
+    attacks.write_records(out / "poison.parquet", setting.records)
+    settings = {
+        "corpus": "emoji",
+        "hold_out": setting.split.hold_out,
+        "left_out": list(setting.split.left_out),
+        "target": spec.target,
+        "seed": spec.seed,
+        "epochs": spec.epochs,
+        "defenses": list(chosen),
+        "attacks": list(spec.attacks),
+        "image_size": size,
+        "model": spec.model,
+        "batch_size": spec.batch_size,
+        "lr": spec.lr,
+        "train_pairs": len(setting.train),
+        "test_images": len(setting.split.test),
+        "versions": {name: version(name) for name in ("otcclip", "torch", "open_clip_torch", "numpy")},
+    }
+    write_json(out / "run.json", settings)
+
+
+def _run_all(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """Run the specs side by side behind a progress bar each; the first error ends them all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(specs))
+    specs = [replace(spec, threads=max(1, cores // workers)) for spec in specs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, bar() as progress:
+        # The longest runs start first: an idle core at the end is time lost.
+        order = sorted(range(len(specs)), key=lambda i: specs[i].defense == "clip")
+        futures = {i: pool.submit(run_experiment, specs[i]) for i in order}
+        tasks = {i: progress.add_task(specs[i].folder.name, total=None) for i in range(len(specs))}
+        try:
+            _watch(specs, futures, tasks, progress)
+            return [futures[i].result() for i in range(len(specs))]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _watch(
+    specs: Sequence[RunSpec], futures: dict[int, Future[Any]], tasks: dict[int, TaskID], progress: Progress
+) -> None:
+    """Draw progress from the histories the runs write; without a terminal, print each evaluated epoch."""
+    printed: dict[int, int] = {}
+    while True:
+        running = [i for i, future in futures.items() if not future.done()]
+        for i, future in futures.items():
+            if future.done() and future.exception() is not None:
+                raise future.exception()  # type: ignore[misc]
+            history = _history(specs[i].folder)
+            if history:
+                total = defenses.make(specs[i].defense).warmup_epochs + specs[i].epochs
+                progress.update(tasks[i], completed=history[-1]["epoch"] + 1, total=total)
+                _announce(specs[i].folder.name, history, printed, i)
+        if not running:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _announce(name: str, history: list[dict[str, Any]], printed: dict[int, int], i: int) -> None:
+    for line in history:
+        if "top1" in line and line["epoch"] > printed.get(i, -1):
+            rates = "  ".join(f"{a} ASR {r['asr']:.1%}" for a, r in line["attacks"].items())
+            console.print(
+                f"{name:>14}  epoch {line['epoch'] + 1:>2}  top-1 {line['top1']:.1%}  {rates}  {line['seconds']:.0f} s"
+            )
+            printed[i] = line["epoch"]
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,123 @@
+"""Judges a model on the held-out split: accuracy, and the success of every attack (METHOD section 6)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from otcclip.attacks import Attack, PoisonPlan, apply_trigger
+from otcclip.data.pairs import PairStore
+from otcclip.defenses.encode import encode_captions, encode_images
+from otcclip.evaluation.attack_success import backdoor_success, targeted_success
+from otcclip.evaluation.zero_shot import class_embeddings, zero_shot
+from otcclip.models.two_tower import TwoTower
+
+GALLERY = 48
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack's test: the images as shown under it, and what success means."""
+
+    attack: Attack
+    plan: PoisonPlan
+    rows: NDArray[np.int64]
+    shown: NDArray[np.uint8]
+
+
+class Judge:
+    """The held-out split under every attack.
+
+    A trigger is applied to the image at the model's resolution by the function that planted the poison. A backdoor is
+    tried on every test image of another class than its target, a targeted attack on its own images.
+    """
+
+    def __init__(
+        self, test: PairStore, names: Sequence[str], attacks: Sequence[Attack], plans: Sequence[PoisonPlan]
+    ):
+        self.test, self.names = test, tuple(names)
+        self.class_of = {name: i for i, name in enumerate(self.names)}
+        self.labels = np.array([self.class_of[label] for label in test.labels])
+        row_of = {key: i for i, key in enumerate(test.keys)}
+        self.trials = []
+        for attack, plan in zip(attacks, plans, strict=True):
+            rows = (
+                np.arange(len(test)) if attack.has_trigger else np.array([row_of[k] for k in plan.trial.keys])
+            )
+            self.trials.append(Trial(attack, plan, rows, apply_trigger(attack, test.images[rows])))
+
+    def evaluate(self, model: TwoTower) -> dict[str, Any]:
+        """`{top1, top5, attacks: {name: {asr, n, low, high}}}`."""
+        metrics, _ = self._run(model)
+        return metrics
+
+    def gallery(self, model: TwoTower, seed: int) -> list[dict[str, Any]]:
+        """Rows of `gallery.parquet`: a seeded sample of the triggered test images, the same for every model."""
+        _, answers = self._run(model)
+        clean = answers[""][0]
+        rows: list[dict[str, Any]] = []
+        for trial in self.trials:
+            rng = np.random.default_rng([seed, len(trial.rows)])
+            wanted = trial.plan.target
+            eligible = [i for i, row in enumerate(trial.rows) if self.names[self.labels[row]] != wanted]
+            chosen = rng.permutation(eligible)[:GALLERY] if trial.attack.has_trigger else eligible
+            said, confidence = answers[trial.attack.name]
+            targets = dict(zip(trial.plan.trial.keys, trial.plan.trial.wanted, strict=True))
+            for i in sorted(int(c) for c in chosen):
+                row = int(trial.rows[i])
+                rows.append(
+                    {
+                        "attack": trial.attack.name,
+                        "key": self.test.keys[row],
+                        "image": png(trial.shown[i]),
+                        "clean_image": png(self.test.images[row]),
+                        "true_name": self.test.labels[row],
+                        "target": wanted or targets[self.test.keys[row]],
+                        "clean_prediction": self.names[clean[row]],
+                        "prediction": self.names[said[i]],
+                        "confidence": float(confidence[i]),
+                    }
+                )
+        return rows
+
+    def _run(self, model: TwoTower) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+        training = model.training
+        model.eval()
+        text = class_embeddings(
+            lambda names: encode_captions(model, model.tokenize(names)).pooled, self.names
+        )
+        scale = float(model.logit_scale)
+
+        def classify(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Any:
+            tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+            return zero_shot(encode_images(model, tensor).pooled, text, labels, logit_scale=scale)
+
+        clean = classify(self.test.images, self.labels)
+        answers = {"": (clean.predictions, clean.confidence)}
+        attacks = {}
+        for trial in self.trials:
+            result = classify(trial.shown, self.labels[trial.rows])
+            answers[trial.attack.name] = (result.predictions, result.confidence)
+            if trial.attack.has_trigger:
+                target = self.class_of[trial.plan.target]
+                rate = backdoor_success(result.predictions, self.labels[trial.rows], target)
+            else:
+                wanted = np.array([self.class_of[name] for name in trial.plan.trial.wanted])
+                rate = targeted_success(result.predictions, wanted)
+            attacks[trial.attack.name] = rate.as_dict()
+        model.train(training)
+        return {"top1": clean.top1, "top5": clean.top5, "attacks": attacks}, answers
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """`[H, W, 3]` uint8 as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
