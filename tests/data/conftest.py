@@ -1,4 +1,4 @@
-"""A tiny `node_modules` laid out as the emoji packages are, the spec that fits it, and a corpus built from it."""
+"""A tiny `node_modules` as the emoji packages lay it out, the spec that fits, and a corpus built from it."""
 
 from __future__ import annotations
 
