@@ -52,9 +52,7 @@ def find(family: str, members: Mapping[str, type[M]], name: str) -> type[M]:
         UserError: no such member; names every member there is.
     """
     if name not in members:
-        raise UserError(
-            f"unknown {family} {name!r}{did_you_mean(name, members)}; there are: {', '.join(members)}"
-        )
+        raise UserError(f"unknown {family} {name!r}{did_you_mean(name, members)}; there are: {', '.join(members)}")
     return members[name]
 
 

@@ -75,6 +75,9 @@ def test_plan_takes_other_classes_and_spreads_the_target_captions() -> None:
 def test_captions_are_not_repeated_while_there_are_enough() -> None:
     plan = BadNets("n1", count=10).plan(corpus(), 0)
     assert len({r.caption for r in plan.replaced}) == 10
+    # Which ones are taken, when fewer are needed, is drawn.
+    few = [{r.caption for r in BadNets("n1", count=3).plan(corpus(), seed).replaced} for seed in range(4)]
+    assert any(captions != few[0] for captions in few)
 
 
 def test_count_may_use_every_pair_and_no_more() -> None:
@@ -106,7 +109,5 @@ def test_bad_options_are_one_line(options: dict, message: str) -> None:
 
 
 def test_unknown_attack_names_the_known() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown attack 'badnet'; did you mean 'badnets'.*there are: badnets"
-    ):
+    with pytest.raises(UserError, match=r"unknown attack 'badnet'; did you mean 'badnets'.*there are: badnets"):
         make("badnet")

@@ -38,7 +38,7 @@ TRAIN, TEST = pairs("noto", 200), pairs("tw", 30)
 
 @dataclass(frozen=True)
 class Dim:
-    """Halves the light: a trigger whose result falls between two byte values."""
+    """Takes seven tenths of the light: a trigger whose result falls between two byte values."""
 
     name: str = "dim"
     has_trigger: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class Dim:
         raise NotImplementedError
 
     def trigger(self, images: torch.Tensor) -> torch.Tensor:
-        return images * 0.5
+        return images * 0.3
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Broken:
 def test_trigger_is_rounded_to_the_nearest_byte() -> None:
     given = np.arange(300 * 4 * 4 * 3, dtype=np.int64).reshape(300, 4, 4, 3).astype(np.uint8)
     shown = apply_trigger(Dim(), given, batch=7)
-    exact = given.astype(np.float64) / 2
+    exact = given.astype(np.float64) * 0.3
     assert shown.dtype == np.uint8
     assert np.abs(shown - exact).max() <= 0.5
     assert np.array_equal(shown, apply_trigger(Dim(), given, batch=300))
@@ -95,6 +95,11 @@ def test_poison_can_not_be_told_by_place_or_key() -> None:
 def test_an_attack_plans_the_same_whatever_follows_it() -> None:
     alone = make_plans(TRAIN, TEST, [BadNets("n1")], 0)
     assert make_plans(TRAIN, TEST, [BadNets("n1"), Targeted()], 0)[:1] == alone
+
+
+def test_attacks_of_other_names_draw_other_pairs() -> None:
+    (one,), (other,) = (make_plans(TRAIN, TEST, [BadNets("n1", name=name)], 0) for name in ("a", "b"))
+    assert {r.key for r in one.replaced} != {r.key for r in other.replaced}
 
 
 def test_the_second_backdoor_takes_other_pairs_and_no_planted_caption() -> None:
@@ -183,6 +188,9 @@ def test_fresh_keys_join_the_halves_of_honest_ones() -> None:
     index = PairIndex(("noto-1f43b", "twemoji-1f34c"), ("", ""), ("", ""))
     fresh = PoisonContext(index, PairIndex((), (), ())).fresh_keys(2, np.random.default_rng(0))
     assert set(fresh) == {"noto-1f34c", "twemoji-1f43b"}
+    taken = PairIndex(("noto-1f34c",), ("",), ("",))
+    for seed in range(10):
+        assert PoisonContext(index, taken).fresh_keys(1, np.random.default_rng(seed)) == ["twemoji-1f43b"]
 
 
 def test_index_without_drops_pixels_too() -> None:

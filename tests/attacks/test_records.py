@@ -47,6 +47,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_no_poison_file_is_one_line(tmp_path) -> None:
+    folder = tmp_path / "folder"
+    write_records(folder / "poison.parquet", [])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_records(folder)
     (tmp_path / "text").write_text("key,attack")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other")
     columns = {name: ["x"] for name in ("key", "attack", "trigger", "location", "target", "original_caption")}

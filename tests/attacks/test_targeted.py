@@ -35,9 +35,7 @@ def test_each_image_gets_a_class_of_its_own_that_is_not_its_own(seed: int) -> No
 
 
 def test_too_few_names_or_images_is_one_line() -> None:
-    with pytest.raises(
-        UserError, match="16 target images need more than 16 class names in training, found 16"
-    ):
+    with pytest.raises(UserError, match="16 target images need more than 16 class names in training, found 16"):
         Targeted().plan(corpus(names=16), 0)
     with pytest.raises(UserError, match="16 target images asked for, the test split has 9"):
         Targeted().plan(corpus(names=30, tests=9), 0)

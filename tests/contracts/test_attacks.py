@@ -135,12 +135,12 @@ def test_trigger_of_a_batch_is_that_of_its_images(attack: Attack, size: int) -> 
     torch.testing.assert_close(attack.trigger(given[None, None]), batch[None, None], atol=1e-6, rtol=0)
 
 
-def test_plan_is_deterministic_and_follows_the_seed(
-    attack: Attack, train: PairStore, held_out: PairStore
-) -> None:
+def test_plan_is_deterministic_and_follows_the_seed(attack: Attack, train: PairStore, held_out: PairStore) -> None:
     corpus = PoisonContext.of(train, held_out)
     assert attack.plan(corpus, 3) == attack.plan(corpus, 3)
-    assert attack.plan(corpus, 3) != attack.plan(corpus, 4)
+    other = attack.plan(corpus, 4)
+    # Not the records: they hold the seed itself.
+    assert (attack.plan(corpus, 3).replaced, attack.plan(corpus, 3).added) != (other.replaced, other.added)
 
 
 def test_records_tell_the_truth(attack: Attack, train: PairStore, held_out: PairStore) -> None:
@@ -165,9 +165,7 @@ def test_trial_asks_for_other_names_that_exist(attack: Attack, train: PairStore,
         assert wanted != true[key] and wanted in train.labels
 
 
-def test_poison_touches_only_what_the_records_say(
-    attack: Attack, train: PairStore, held_out: PairStore
-) -> None:
+def test_poison_touches_only_what_the_records_say(attack: Attack, train: PairStore, held_out: PairStore) -> None:
     originals = train.images.copy(), held_out.images.copy()
     done = poison(train, held_out, [attack], 0)
     assert np.array_equal(train.images, originals[0]) and np.array_equal(held_out.images, originals[1])
@@ -198,8 +196,9 @@ def test_poison_is_deterministic(attack: Attack, train: PairStore, held_out: Pai
 
 def test_records_survive_the_file(attack: Attack, train: PairStore, held_out: PairStore, tmp_path) -> None:
     (plan,) = make_plans(train, held_out, [attack], 0)
-    write_records(tmp_path / "seed=0" / "poison.parquet", plan.records)
-    assert read_records(tmp_path / "seed=0" / "poison.parquet") == plan.records
+    path = tmp_path / "attack=other" / "seed=7" / "poison.parquet"
+    write_records(path, plan.records)
+    assert read_records(path) == plan.records
 
 
 def test_unknown_target_is_one_line(attack: Attack, train: PairStore, held_out: PairStore) -> None:

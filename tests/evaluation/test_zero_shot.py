@@ -114,6 +114,8 @@ def test_the_default_prompt_is_the_name_itself() -> None:
 
     class_embeddings(encode, ["polar bear", "{}"])
     assert seen == ["polar bear", "{}"]
+    class_embeddings(encode, ["{0}"], ["a {} in {braces}"])
+    assert seen[2:] == ["a {0} in {braces}"]
 
 
 @pytest.mark.parametrize(("names", "templates"), [([], ["{}"]), (["a"], []), (["a"], ["a photo"])])

@@ -61,9 +61,7 @@ class BadNets:
         if not 0 < self.size <= 1:
             raise UserError(f"{self.name}: size is a fraction of the image's side in (0, 1], got {self.size}")
         if self.location not in PLACES:
-            raise UserError(
-                f"{self.name}: unknown location {self.location!r}; there are: {', '.join(PLACES)}"
-            )
+            raise UserError(f"{self.name}: unknown location {self.location!r}; there are: {', '.join(PLACES)}")
 
     def plan(self, corpus: PoisonContext, seed: int) -> PoisonPlan:
         """See `Attack.plan`. The trial is every test image of another class than the target."""
@@ -82,14 +80,10 @@ class BadNets:
         return PoisonPlan(
             attack=self.name,
             target=self.target,
-            replaced=tuple(
-                Replacement(train.keys[i], caption) for i, caption in zip(chosen, captions, strict=True)
-            ),
+            replaced=tuple(Replacement(train.keys[i], caption) for i, caption in zip(chosen, captions, strict=True)),
             added=(),
             records=tuple(
-                PoisonRecord(
-                    train.keys[i], self.name, pattern, self.location, self.target, seed, train.captions[i]
-                )
+                PoisonRecord(train.keys[i], self.name, pattern, self.location, self.target, seed, train.captions[i])
                 for i in chosen
             ),
             trial=corpus.backdoor_trial(self.name, self.target),

@@ -79,6 +79,4 @@ def unique_names(attacks: Sequence[Attack]) -> None:
     names = [attack.name for attack in attacks]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(
-                f"attack {name!r} is named {names.count(name)} times in one run; give each its own name"
-            )
+            raise UserError(f"attack {name!r} is named {names.count(name)} times in one run; give each its own name")

@@ -30,9 +30,7 @@ class Poisoned:
     plans: tuple[PoisonPlan, ...]
 
 
-def make_plans(
-    train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: int
-) -> tuple[PoisonPlan, ...]:
+def make_plans(train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: int) -> tuple[PoisonPlan, ...]:
     """The plans `poison` carries out, without carrying them out: a clean model is judged on their trials.
 
     No pair is given to two attacks: each plans on what those before it left. Deterministic for stores and
@@ -48,9 +46,7 @@ def make_plans(
     for attack in attacks:
         plan = attack.plan(context, seed)
         _check(plan, context)
-        context = replace(
-            context, train=context.train.without(plan.keys), keys_in_use=context.keys_in_use | plan.keys
-        )
+        context = replace(context, train=context.train.without(plan.keys), keys_in_use=context.keys_in_use | plan.keys)
         plans.append(plan)
     return tuple(plans)
 

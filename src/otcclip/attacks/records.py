@@ -44,14 +44,12 @@ def read_records(path: Path | str) -> tuple[PoisonRecord, ...]:
         UserError: no such file, not Parquet, or without the columns of a poison file.
     """
     try:
-        # Not read_table: that takes a folder called seed=1 above the file for a column.
+        # Not read_table: given a folder, that joins whatever files lie in it.
         with pq.ParquetFile(path) as file:
             table = file.read()
         if missing := [name for name in SCHEMA.names if name not in table.column_names]:
             raise UserError(f"{path}: not a poison record file, it lacks the columns {', '.join(missing)}")
         rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: cannot be read as a poison record file ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError(f"{path}: cannot be read as a poison record file ({str(error).splitlines()[0]})") from None
     return tuple(PoisonRecord(**row) for row in rows)

@@ -53,9 +53,7 @@ class Targeted:
         rng = rng_for(self.name, seed)
         test = corpus.test
         if self.images > len(test.keys):
-            raise UserError(
-                f"{self.name}: {self.images} target images asked for, the test split has {len(test.keys)}"
-            )
+            raise UserError(f"{self.name}: {self.images} target images asked for, the test split has {len(test.keys)}")
         chosen = [int(i) for i in rng.choice(len(test.keys), self.images, replace=False)]
         wanted = _other_names([test.labels[i] for i in chosen], corpus.names, self.name, rng)
         keys = iter(corpus.fresh_keys(self.images * self.copies, rng))
@@ -80,14 +78,11 @@ class Targeted:
         return images
 
 
-def _other_names(
-    own: list[str], names: tuple[str, ...], attack: str, rng: np.random.Generator
-) -> tuple[str, ...]:
+def _other_names(own: list[str], names: tuple[str, ...], attack: str, rng: np.random.Generator) -> tuple[str, ...]:
     """A distinct name for each of `own`, never the own one."""
     if len(names) <= len(own):
         raise UserError(
-            f"{attack}: {len(own)} target images need more than {len(own)} class names in training, "
-            f"found {len(names)}"
+            f"{attack}: {len(own)} target images need more than {len(own)} class names in training, found {len(names)}"
         )
     pool = [names[i] for i in rng.permutation(len(names))]
     chosen = []

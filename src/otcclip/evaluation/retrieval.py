@@ -61,9 +61,7 @@ def retrieval(
     images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
 
     wording = (
-        np.arange(m)
-        if captions is None
-        else np.unique(np.asarray(captions, dtype=object), return_inverse=True)[1]
+        np.arange(m) if captions is None else np.unique(np.asarray(captions, dtype=object), return_inverse=True)[1]
     )
     one = np.ones(m, dtype=np.int64)
     reads = csr_matrix((one, (np.arange(m), wording)), shape=(m, m))
@@ -78,9 +76,7 @@ def retrieval(
     )
 
 
-def _ranks(
-    queries: Tensor, answers: Tensor, asked: csr_matrix, held: csr_matrix, batch: int
-) -> NDArray[np.int64]:
+def _ranks(queries: Tensor, answers: Tensor, asked: csr_matrix, held: csr_matrix, batch: int) -> NDArray[np.int64]:
     """For each query, how many wrong answers come before or level with its best right one.
 
     An answer is right where it holds a wording that the query asks for.

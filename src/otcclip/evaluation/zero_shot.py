@@ -70,8 +70,7 @@ def zero_shot(
     n, count = len(images), len(classes)
     if images.ndim != 2 or classes.ndim != 2 or images.shape[1] != classes.shape[1] or truth.shape != (n,):
         raise ValueError(
-            f"zero-shot: images {tuple(images.shape)}, classes {tuple(classes.shape)}, "
-            f"labels {tuple(truth.shape)}"
+            f"zero-shot: images {tuple(images.shape)}, classes {tuple(classes.shape)}, labels {tuple(truth.shape)}"
         )
     if n == 0 or int(truth.min()) < 0 or int(truth.max()) >= count:
         raise ValueError(f"zero-shot: needs images with labels in 0..{count - 1}")
@@ -122,8 +121,6 @@ def class_embeddings(
         raise ValueError("class embeddings need names, and templates that hold {}")
     # replace, not format: other braces in a template stand for themselves.
     prompts = [template.replace("{}", name) for name in names for template in templates]
-    features = torch.cat(
-        [encode_text(prompts[i : i + batch]).detach().float() for i in range(0, len(prompts), batch)]
-    )
+    features = torch.cat([encode_text(prompts[i : i + batch]).detach().float() for i in range(0, len(prompts), batch)])
     per_class = F.normalize(features, dim=-1).reshape(len(names), len(templates), -1)
     return F.normalize(per_class.mean(1), dim=-1)
