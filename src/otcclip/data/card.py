@@ -40,16 +40,12 @@ def make_card(
         "counts": count(drawings),
         "styles": dict(sorted(styles.items())),
         "groups": dict(sorted(Counter(drawing.emoji.group for drawing in drawings).items())),
-        "packages": [
-            _package(package, node_modules, manifests[package.name], styles) for package in spec.packages
-        ],
+        "packages": [_package(package, node_modules, manifests[package.name], styles) for package in spec.packages],
         "shards": list(shards),
     }
 
 
-def _package(
-    package: Package, node_modules: Path, manifest: Mapping[str, Any], styles: Counter[str]
-) -> dict[str, Any]:
+def _package(package: Package, node_modules: Path, manifest: Mapping[str, Any], styles: Counter[str]) -> dict[str, Any]:
     """One row of the card; an icon set's own `info.json` knows licence and author better than npm."""
     info_file = node_modules / package.name / "info.json"
     info = read_json(info_file) if info_file.exists() else {}

@@ -84,9 +84,7 @@ def build_emoji(
             with tempfile.TemporaryDirectory(prefix="otcclip-npm-", ignore_cleanup_errors=True) as scratch:
                 _build(folder, npm.install(spec.packages, Path(scratch)), spec)
     _write_split(folder, hold_out)
-    return EmojiCorpus(
-        folder, hold_out, spec.pairs, spec.names, spec.plain_pairs, spec.plain_names, reused=reused
-    )
+    return EmojiCorpus(folder, hold_out, spec.pairs, spec.names, spec.plain_pairs, spec.plain_names, reused=reused)
 
 
 def check_style(style: str, styles: Sequence[str]) -> None:
@@ -184,9 +182,7 @@ def _write_split(folder: Path, hold_out: str) -> None:
     if read_split(folder) == hold_out:
         return
     sibling = NEAR_SIBLINGS.get(hold_out)
-    write_json(
-        folder / "split.json", {"hold_out": hold_out, "left_out_of_training": [sibling] if sibling else []}
-    )
+    write_json(folder / "split.json", {"hold_out": hold_out, "left_out_of_training": [sibling] if sibling else []})
 
 
 def read_split(folder: Path) -> str | None:

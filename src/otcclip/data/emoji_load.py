@@ -95,9 +95,7 @@ def load_emoji(
 
 def _read_index(root: Path) -> dict[str, list[str]]:
     try:
-        columns: dict[str, list[str]] = pq.read_table(
-            root / "index.parquet", columns=list(INDEX_COLUMNS)
-        ).to_pydict()
+        columns: dict[str, list[str]] = pq.read_table(root / "index.parquet", columns=list(INDEX_COLUMNS)).to_pydict()
         return columns
     except (OSError, pa.ArrowException) as error:
         raise _damaged(root, "index.parquet cannot be read") from error

@@ -99,12 +99,8 @@ def check(node_modules: Path, packages: Sequence[Package]) -> dict[str, dict[str
         try:
             found[package.name] = json.loads(manifest.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"npm package {package.name}@{package.version} is missing: no {manifest}"
-            ) from error
+            raise UserError(f"npm package {package.name}@{package.version} is missing: no {manifest}") from error
         version = found[package.name].get("version")
         if version != package.version:
-            raise UserError(
-                f"npm package {package.name}: version {package.version} is needed, found {version}"
-            )
+            raise UserError(f"npm package {package.name}: version {package.version} is needed, found {version}")
     return found

@@ -72,9 +72,7 @@ class PairStore:
         def pick(values: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(values[i] for i in idx) if values else ()
 
-        return PairStore(
-            pick(self.keys), self.images[idx], pick(self.captions), pick(self.labels), pick(self.sources)
-        )
+        return PairStore(pick(self.keys), self.images[idx], pick(self.captions), pick(self.labels), pick(self.sources))
 
     def without_labels(self) -> PairStore:
         """What a defence may see: images, captions and keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from otcclip import registry
@@ -10,7 +11,7 @@ from otcclip.defenses.clip import Clip
 from otcclip.defenses.otcclip import OTCClip
 from otcclip.defenses.otcclip_paper import OTCClipPaper
 
-DEFENSES = registry.registry("defence", (Clip, OTCClipPaper, OTCClip))
+DEFENSES: Mapping[str, type[Defense]] = registry.registry("defence", (Clip, OTCClipPaper, OTCClip))
 
 
 def make(name: str, /, **options: Any) -> Defense:

@@ -76,7 +76,8 @@ class EpochPlan:
     Attributes:
         phase: `warm-up` (no caption meets an image) or `train`; each has a learning-rate schedule of its own.
         index: `[k]` int64, the pairs to visit; the loop shuffles them.
-        caption_of: `[n]` int64, the caption in force for each pair; only `index` is read.
+        caption_of: `[n]` int64, the caption in force for each pair, -1 for an image that learns without one;
+            only `index` is read.
         views: augmented views of each image that `step` wants (1 or 2).
     """
 
@@ -94,7 +95,7 @@ class PairBatch:
         index: `[b]` int64 into the training pairs.
         images: `views` tensors `[b, 3, H, W]`, floats in 0..1, augmented.
         tokens: `[u, context]` int64, the batch's distinct captions.
-        caption: `[b]` int64 into `tokens`.
+        caption: `[b]` int64 into `tokens`, -1 where no caption is in force.
     """
 
     index: Tensor

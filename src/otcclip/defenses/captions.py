@@ -19,7 +19,7 @@ MAX_CAPTIONS = 20_000
 
 def token_marginals(tokens: Tensor) -> NDArray[np.float32]:
     """`tokens [u, context]` -> `[u, v]` rows that sum to one over the `v` token kinds in use (all zero where empty)."""
-    ids = tokens.numpy()
+    ids: NDArray[np.int64] = tokens.numpy()
     end = ids.argmax(axis=1)
     position = np.arange(ids.shape[1])
     real = (position > 0) & (position < end[:, None])
@@ -28,9 +28,10 @@ def token_marginals(tokens: Tensor) -> NDArray[np.float32]:
     present = np.zeros((len(ids), len(kinds)), np.float32)
     present[rows, kind] = 1.0
     idf = np.log(len(ids) / present.sum(axis=0))
-    weights = present * idf
+    weights = (present * idf).astype(np.float32)
     total = weights.sum(axis=1, keepdims=True)
-    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    out: NDArray[np.float32] = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    return out
 
 
 def caption_agreement(tokens: Tensor) -> NDArray[np.float32]:

@@ -15,9 +15,7 @@ BATCH = 256
 
 
 @torch.no_grad()
-def encode_images(
-    model: TwoTower, images: Tensor, view: Callable[[Tensor], Tensor] | None = None
-) -> Features:
+def encode_images(model: TwoTower, images: Tensor, view: Callable[[Tensor], Tensor] | None = None) -> Features:
     """Features of `images [n, 3, H, W]` uint8, each batch first passed through `view` (floats in 0..1)."""
     parts = []
     with _autocast(model):
@@ -35,7 +33,7 @@ def encode_captions(model: TwoTower, tokens: Tensor) -> Features:
 
 
 def _autocast(model: TwoTower) -> torch.autocast:
-    return torch.autocast(model.mean.device.type, torch.bfloat16)
+    return torch.autocast(str(model.mean.device.type), torch.bfloat16)
 
 
 def _join(parts: list[Features]) -> Features:

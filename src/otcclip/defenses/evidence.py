@@ -120,9 +120,7 @@ def support(votes: Tensor, caption_of: Tensor, counts: Tensor, asked: Tensor, ag
     Returns:
         `[m]` in (0, 1]; 1 where nobody votes.
     """
-    voice = (
-        counts.float() / torch.bincount(caption_of[counts], minlength=len(agreement)).clamp_min(1)[caption_of]
-    )
+    voice = counts.float() / torch.bincount(caption_of[counts], minlength=len(agreement)).clamp_min(1)[caption_of]
     weight = voice[votes] * (1.0 / torch.arange(1, votes.shape[1] + 1))
     share = _own_rank(weight, caption_of[votes], asked, agreement)
     return torch.where(weight.sum(dim=1) > 0, share, torch.ones_like(share))

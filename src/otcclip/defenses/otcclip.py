@@ -39,7 +39,7 @@ from otcclip.defenses.encode import WORST_VIEWS, encode_captions, encode_images
 from otcclip.defenses.evidence import combined_p, neighbour_evidence, support
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.defenses.matching import rank_captions
-from otcclip.models.two_tower import TwoTower
+from otcclip.models.two_tower import Features, TwoTower
 
 
 class OTCClip:
@@ -57,16 +57,22 @@ class OTCClip:
 
     def __init__(
         self,
-        alpha: float = 0.01,
+        alpha: float = 0.02,
+        confident: float = 0.5,
         first_refresh: int = 4,
         refresh: int = 4,
         repair: bool = True,
         grow: bool = True,
         lambda_ot: float = 0.2,
+        lambda_view: float = 0.2,
+        both_views: bool = False,
         local_share: float = 0.5,
         warmup_epochs: int = 0,
     ) -> None:
         self.alpha, self.first_refresh, self.refresh = alpha, first_refresh, refresh
+        self.confident = confident
+        self.lambda_view, self.both_views = lambda_view, both_views
+        self._warming_up = False
         self.repair, self.grow, self.lambda_ot, self.local_share = repair, grow, lambda_ot, local_share
         self.warmup_epochs = warmup_epochs
         self._own: Tensor | None = None
@@ -84,12 +90,18 @@ class OTCClip:
             trusted = evidence.own <= self.alpha
             self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
             self._caption = pairs.caption_of.clone()
-        if context.epoch < self.warmup_epochs:
+        self._warming_up = context.epoch < self.warmup_epochs
+        if self._warming_up:
             return EpochPlan("warm-up", torch.arange(len(pairs)), pairs.caption_of, views=2)
         trained = context.epoch - self.warmup_epochs
         if trained >= self.first_refresh and (trained - self.first_refresh) % self.refresh == 0:
             self._ask_the_model(context.model, pairs)
-        return EpochPlan("train", torch.nonzero(self._action != HOLD_BACK)[:, 0], self._caption)
+        if self.lambda_view > 0:
+            held_back = self._action == HOLD_BACK
+            caption_of = self._caption.masked_fill(held_back, -1)
+            return EpochPlan("train", torch.arange(len(pairs)), caption_of, views=2)
+        in_force = torch.nonzero(self._action != HOLD_BACK)[:, 0]
+        return EpochPlan("train", _fill(in_force, len(pairs)), self._caption)
 
     def _ask_the_model(self, model: TwoTower, pairs: TrainingPairs) -> None:
         """Judge every pair that is not in force under its own caption, by a model that never trained on it."""
@@ -99,36 +111,45 @@ class OTCClip:
             return
         own = pairs.caption_of[outside]
         text = encode_captions(model, pairs.tokens)
-        share, best, steady = torch.zeros(len(outside)), None, torch.ones(len(outside), dtype=torch.bool)
+        log_share = torch.zeros(len(outside))
+        log_odds = torch.zeros(len(outside), len(text.pooled))
         for view in WORST_VIEWS:
             image = encode_images(model, pairs.images[outside], view)
-            ranking = rank_captions(image, text, own, local_share=self.local_share)
-            share = torch.maximum(share, ranking.own_share)
-            best = ranking.best if best is None else best
-            steady &= ranking.best == best
-        assert best is not None
+            log_share += rank_captions(image, text, own, local_share=self.local_share).own_share.log()
+            log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
+        # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
+        share = torch.exp(log_share / len(WORST_VIEWS))
+        confidence, best = torch.softmax(log_odds / len(WORST_VIEWS), dim=1).max(dim=1)
         p = combined_p(self._own[outside], share)
-        enters = (p <= self.alpha) if self.grow else torch.zeros_like(steady)
+        enters = (p <= self.alpha) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
         agreement = torch.from_numpy(caption_agreement(pairs.tokens))
         seconded = (
-            support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement)
-            <= self.alpha
+            support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
         )
-        repaired = steady & seconded & ~enters & self.repair
+        repaired = (confidence >= self.confident) & seconded & ~enters & self.repair
         self._suspicion[outside] = p.float()
-        self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(
-            torch.int8
-        )
+        self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
 
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
-        if len(batch.images) == 2:
+        if self._warming_up:
             return _warm_up_step(batch, model)
         image, text = model.image(batch.images[0]), model.text(batch.tokens)
-        loss = clip_loss(image.pooled, text.pooled, batch.caption, model.logit_scale)
+        spoken = torch.nonzero(batch.caption >= 0)[:, 0]
+        caption = batch.caption[spoken]
+        loss = clip_loss(image.pooled[spoken], text.pooled, caption, model.logit_scale)
         terms = {"clip": loss.detach()}
+        if self.lambda_view > 0:
+            view = model.image(batch.images[1])
+            within = view_loss(image.pooled, view.pooled, temperature=0.1)
+            loss = loss + self.lambda_view * within
+            terms["views"] = within.detach()
+            if self.both_views:
+                second = clip_loss(view.pooled[spoken], text.pooled, caption, model.logit_scale)
+                loss = loss + second
         if self.lambda_ot > 0:
-            aligned = ot_alignment_loss(image, text, batch.caption, negatives=7, temperature=0.1)
+            spoken_image = Features(image.pooled[spoken], image.local.take(spoken))
+            aligned = ot_alignment_loss(spoken_image, text, caption, negatives=7, temperature=0.1)
             loss = loss + self.lambda_ot * aligned
             terms["ot"] = aligned.detach()
         return Step(loss, terms)
@@ -142,13 +163,19 @@ class OTCClip:
     def state_dict(self) -> dict[str, Any]:
         if self._own is None:
             return {}
-        return {
-            name: getattr(self, f"_{name}") for name in ("own", "votes", "action", "caption", "suspicion")
-        }
+        return {name: getattr(self, f"_{name}") for name in ("own", "votes", "action", "caption", "suspicion")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, f"_{name}", value)
+
+
+def _fill(in_force: Tensor, n: int) -> Tensor:
+    """`n` visits spread evenly over the pairs in force: an epoch costs what it costs without a defence."""
+    if not len(in_force):
+        return in_force
+    rest = in_force[torch.randperm(len(in_force))[: n % len(in_force)]]
+    return torch.cat([in_force.repeat(n // len(in_force)), rest])
 
 
 def _warm_up_step(batch: PairBatch, model: TwoTower) -> Step:

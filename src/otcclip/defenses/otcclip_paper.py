@@ -47,9 +47,7 @@ class OTCClipPaper:
     name = "otcclip-paper"
     warmup_epochs = 0
 
-    def __init__(
-        self, every: int = 2, pool: float = 1.0, lambda_cross: float = 0.2, lambda_view: float = 0.2
-    ) -> None:
+    def __init__(self, every: int = 2, pool: float = 1.0, lambda_cross: float = 0.2, lambda_view: float = 0.2) -> None:
         self.every, self.pool = every, pool
         self.lambda_cross, self.lambda_view = lambda_cross, lambda_view
         self._matched: Tensor | None = None

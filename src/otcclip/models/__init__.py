@@ -8,7 +8,7 @@ from pathlib import Path
 
 import open_clip
 
-from otcclip.models.checkpoint import save_open_clip
+from otcclip.models.checkpoint import load_two_tower, save_open_clip
 from otcclip.models.two_tower import Features, TwoTower, create_two_tower
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -20,4 +20,12 @@ def open_clip_model_size(name: str) -> int:
     return int(open_clip.get_model_config(name)["vision_cfg"]["image_size"])
 
 
-__all__ = ["CONFIGS", "Features", "TwoTower", "create_two_tower", "open_clip_model_size", "save_open_clip"]
+__all__ = [
+    "CONFIGS",
+    "Features",
+    "TwoTower",
+    "create_two_tower",
+    "load_two_tower",
+    "open_clip_model_size",
+    "save_open_clip",
+]

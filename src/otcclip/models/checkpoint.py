@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import open_clip
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
+from torch import Tensor
 
-from otcclip.models.two_tower import TwoTower
+from otcclip.data.atomic import atomic_file, write_json
+from otcclip.models.two_tower import TwoTower, create_two_tower
+
+WEIGHTS, LOCAL_HEAD, CONFIG = "open_clip_model.safetensors", "local_head.safetensors", "open_clip_config.json"
 
 
 def save_open_clip(model: TwoTower, folder: Path) -> Path:
@@ -17,15 +19,13 @@ def save_open_clip(model: TwoTower, folder: Path) -> Path:
 
     `open_clip.create_model(NAME, pretrained=PATH)` and `open_clip.create_model("local-dir:FOLDER")` both load it. The
     local head of small towers is not part of an open_clip model; it goes to `local_head.safetensors` beside it.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; no file is left half-written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "open_clip_model.safetensors"
-    state = {k: v.detach().cpu().contiguous() for k, v in model.clip.state_dict().items()}
-    _save(state, weights)
+    _save(dict(model.clip.state_dict()), folder / WEIGHTS)
     if model.local_head is not None:
-        _save(
-            {"weight": model.local_head.weight.detach().cpu().contiguous()}, folder / "local_head.safetensors"
-        )
+        _save({"weight": model.local_head.weight}, folder / LOCAL_HEAD)
     config = {
         "model_cfg": open_clip.get_model_config(model.name),
         "preprocess_cfg": {
@@ -35,14 +35,18 @@ def save_open_clip(model: TwoTower, folder: Path) -> Path:
             "resize_mode": "squash",
         },
     }
-    target = folder / "open_clip_config.json"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2))
-    os.replace(temporary, target)
-    return weights
+    write_json(folder / CONFIG, config)
+    return folder / WEIGHTS
 
 
-def _save(state: dict, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file(state, temporary)
-    os.replace(temporary, path)
+def load_two_tower(folder: Path, name: str) -> TwoTower:
+    """The finished model that `save_open_clip` wrote, its local head included."""
+    model = create_two_tower(name, pretrained=str(folder / WEIGHTS))
+    if model.local_head is not None:
+        model.local_head.load_state_dict(load_file(folder / LOCAL_HEAD))
+    return model
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    with atomic_file(path) as handle:
+        handle.write(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))

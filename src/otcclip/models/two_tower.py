@@ -49,6 +49,9 @@ class Features:
 class TwoTower(nn.Module):
     """An open_clip model behind one door; `clip` is the untouched open_clip module."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: CLIP, name: str) -> None:
         super().__init__()
         if not isinstance(clip, CLIP) or not isinstance(clip.visual, ModifiedResNet | VisionTransformer):
@@ -72,7 +75,8 @@ class TwoTower(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """The temperature's inverse, capped at 100 as in Radford et al. (2021)."""
-        return self.clip.logit_scale.exp().clamp(max=100.0)
+        scale: Tensor = self.clip.logit_scale
+        return scale.exp().clamp(max=100.0)
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "n context"]:
         """BPE tokens, zero-padded and truncated to the model's context length."""
@@ -132,4 +136,5 @@ def create_two_tower(name: str, pretrained: str | None = None, *, seed: int | No
             torch.manual_seed(seed)
         clip = open_clip.create_model(name, pretrained=pretrained)
         model = TwoTower(clip, name)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    model.to(memory_format=torch.channels_last)
+    return model

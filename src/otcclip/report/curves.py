@@ -58,24 +58,16 @@ def colour_of(run: Run, defense: str) -> int:
 
 def draw(series: Sequence[Series], warm_ups: Sequence[int], salt: str) -> str:
     """An `<svg>` of shares in 0…1 over epochs; `warm_ups` are the epochs at which some warm-up ends."""
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9, "text.parse_math": False}
-    ):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9, "text.parse_math": False}):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         axes = figure.subplots()
         last = max((x for line in series for x in line.x), default=1)
         for end in warm_ups:
-            axes.axvspan(
-                -0.5, end + 0.5, color=SHADE, alpha=0.35 if len(warm_ups) > 1 else 0.7, lw=0, zorder=0
-            )
+            axes.axvspan(-0.5, end + 0.5, color=SHADE, alpha=0.35 if len(warm_ups) > 1 else 0.7, lw=0, zorder=0)
         for line in series:
             _line(axes, line)
-        top = max(
-            (v for line in series for v in [*line.y, *(line.band[1] if line.band else [])]), default=1.0
-        )
-        axes.set(
-            xlim=(-0.5, last + 0.5), ylim=(-0.02 * min(1.04, top * 1.12), min(1.04, max(0.05, top * 1.12)))
-        )
+        top = max((v for line in series for v in [*line.y, *(line.band[1] if line.band else [])]), default=1.0)
+        axes.set(xlim=(-0.5, last + 0.5), ylim=(-0.02 * min(1.04, top * 1.12), min(1.04, max(0.05, top * 1.12))))
         axes.set_xlabel("epoch", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -93,9 +93,7 @@ def _parse(path: Path, text: str, line: int = 1) -> Any:
 def _history(path: Path) -> tuple[Epoch, ...]:
     lines = _read_text(path).split("\n")
     epochs = [
-        _epoch(Fields(f"{path}: line {i}", _parse(path, line, i)))
-        for i, line in enumerate(lines, 1)
-        if line.strip()
+        _epoch(Fields(f"{path}: line {i}", _parse(path, line, i))) for i, line in enumerate(lines, 1) if line.strip()
     ]
     return tuple(sorted(epochs, key=lambda e: e.epoch))
 

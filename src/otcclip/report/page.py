@@ -33,9 +33,7 @@ def _value(value: object) -> str:
 
 def _settings(values: Mapping[str, object]) -> list[tuple[str, str]]:
     """run.json as name and value, whatever it holds."""
-    return [
-        (clean(name, 60).replace("_", " "), _value(v)) for name, v in values.items() if name not in _APART
-    ]
+    return [(clean(name, 60).replace("_", " "), _value(v)) for name, v in values.items() if name not in _APART]
 
 
 def _versions(values: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -101,9 +101,7 @@ _TAIL = {
 _TONE = {"stopped": "good", "lost": "bad", "weakened": "bad"}
 
 
-def _attack_sentence(
-    name: str, words: AttackWords, undefended: Result | None, after: Result | None
-) -> Sentence:
+def _attack_sentence(name: str, words: AttackWords, undefended: Result | None, after: Result | None) -> Sentence:
     before = undefended.attacks.get(name) if undefended else None
     sentence: Sentence = []
     if before is not None:
@@ -120,9 +118,7 @@ def _attack_sentence(
     shown = Piece(rate_words(found, words.targeted), _TONE.get(outcome, "strong"))
     if before is None:
         what = "targeted images" if words.targeted else "the test images"
-        middle = (
-            f" {what} are read as {words.target}" if words.targeted else f" of {what} into {words.target}"
-        )
+        middle = f" {what} are read as {words.target}" if words.targeted else f" of {what} into {words.target}"
         lead = f"With {clean(after.defense, 40)}, " + ("" if words.targeted else f"{words.subject} turns ")
         return [Piece(lead), shown, Piece(middle + ".")]
     tail = _TAIL.get(outcome, ".")
@@ -138,11 +134,7 @@ def _accuracy_sentence(before: Result | None, after: Result | None) -> Sentence:
         name = "undefended" if only.defense == UNDEFENDED else f"with {clean(only.defense, 40)}"
         return [Piece(f"Top-1 accuracy {name}: "), Piece(percent(only.top1), "strong"), Piece(".")]
     points = 100 * (after.top1 - before.top1)
-    gap = (
-        "no difference"
-        if abs(points) < 0.05
-        else f"{abs(points):.1f} points {'more' if points > 0 else 'less'}"
-    )
+    gap = "no difference" if abs(points) < 0.05 else f"{abs(points):.1f} points {'more' if points > 0 else 'less'}"
     tone = "bad" if learned_little(before, after) else "strong"
     return [
         Piece(f"Top-1 accuracy with {clean(after.defense, 40)}: "),

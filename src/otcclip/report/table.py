@@ -61,9 +61,7 @@ def grid(results: Sequence[Result]) -> Grid:
     seeds, remembers = len({r.seed for r in results}) > 1, any(r.peak_memory is not None for r in results)
     columns = [Column("Defence")] + [Column("Seed")] * seeds
     columns += [Column("Top-1", "zero-shot accuracy on the test images"), Column("Top-5")]
-    columns += [
-        Column(f"ASR {clean(a, 40)}", "attack success rate, its 95 % Wilson interval") for a in attacks
-    ]
+    columns += [Column(f"ASR {clean(a, 40)}", "attack success rate, its 95 % Wilson interval") for a in attacks]
     columns += [Column("Pairs kept"), Column("Poison kept", "planted pairs still trained on at the end")]
     columns += [Column("Time")] + [Column("Peak memory")] * remembers
     rows = []
@@ -106,9 +104,7 @@ def results_table(run_dir: Path) -> Table:
 
 
 def _terminal(entry: Entry) -> Text:
-    text = Text(
-        entry.text.replace(NARROW, "\u00a0").replace(" of ", "/"), style=_STYLE.get(entry.verdict, "")
-    )
+    text = Text(entry.text.replace(NARROW, "\u00a0").replace(" of ", "/"), style=_STYLE.get(entry.verdict, ""))
     if entry.small:
         text.append("\n" + entry.small.replace(NARROW, "\u00a0"), style="dim")
     return text

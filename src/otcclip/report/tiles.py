@@ -153,9 +153,7 @@ def example(run: Run, album: Album) -> Example | None:
     if best is None:
         return None
     shot = best[UNDEFENDED]
-    shown = {
-        d: s for d, s in best.items() if d in (UNDEFENDED, HOUSE_DEFENSE) or (house and d == house.defense)
-    }
+    shown = {d: s for d, s in best.items() if d in (UNDEFENDED, HOUSE_DEFENSE) or (house and d == house.defense)}
     return Example(
         album.uri(shot.clean_image.read()),
         album.uri(shot.image.read()),
@@ -208,7 +206,5 @@ def pair_views(run: Run, album: Album) -> list[PairView]:
             _group(f"{who} held back", (p for p in honest if p.action == "hold-back"), run, album),
         ]
         leaked = _group("Poison that got through", (p for p in poison if p.action == "keep"), run, album)
-        views.append(
-            PairView(clean(defense.name, 40), [g for g in groups if g.total], leaked if known else None)
-        )
+        views.append(PairView(clean(defense.name, 40), [g for g in groups if g.total], leaked if known else None))
     return views

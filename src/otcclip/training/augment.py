@@ -41,9 +41,7 @@ class Augment:
         x = _affine(x, self, generator)
         x = _colour(x, self, generator)
         if self.blur > 0:
-            low = F.interpolate(
-                F.adaptive_avg_pool2d(x, x.shape[-1] // 4), size=x.shape[-2:], mode="bilinear"
-            )
+            low = F.interpolate(F.adaptive_avg_pool2d(x, x.shape[-1] // 4), size=x.shape[-2:], mode="bilinear")
             chosen = torch.rand(len(x), generator=generator) < self.blur
             x = torch.where(chosen[:, None, None, None], low, x)
         return x.contiguous(memory_format=torch.channels_last)
@@ -98,9 +96,7 @@ def crop_captions(tokens: Tensor, share: float, generator: torch.Generator) -> T
     name poorly. `tokens [n, context]`: start token, words, end token (the largest id), zero padding.
     """
     end = tokens.argmax(dim=1)
-    keep = (
-        1 + (torch.rand(len(tokens), generator=generator) * (end - 1)).long()
-    )  # words to keep, at least one
+    keep = 1 + (torch.rand(len(tokens), generator=generator) * (end - 1)).long()  # words to keep, at least one
     cut = torch.rand(len(tokens), generator=generator) < share
     last = torch.where(cut & (end > 2), keep + 1, end)
     position = torch.arange(tokens.shape[1])

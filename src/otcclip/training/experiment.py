@@ -12,8 +12,8 @@ import json
 import logging
 import resource
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from otcclip import __version__, attacks
 from otcclip.attacks import Attack, PoisonPlan, PoisonRecord
@@ -31,7 +32,6 @@ from otcclip.defenses import make as make_defense
 from otcclip.defenses.base import ACTIONS, HOLD_BACK, KEEP, REPAIR, Decisions, TrainingPairs, training_pairs
 from otcclip.evaluation.detection import detection
 from otcclip.models import create_two_tower, save_open_clip
-from otcclip.models.two_tower import TwoTower
 from otcclip.registry import find
 from otcclip.training.checkpoint import load_state, save_state
 from otcclip.training.judge import Judge, png
@@ -46,6 +46,7 @@ class RunSpec:
 
     Attributes:
         corpus: folder of the emoji corpus. out: folder the run's own folder goes into.
+        options: the defence's own options, by name; its defaults where empty.
         name: the run's folder and its name in tables; the defence's name by default.
         poisoned: whether the attacks are planted; they are tried at test time either way.
     """
@@ -53,6 +54,7 @@ class RunSpec:
     corpus: str
     out: str
     defense: str
+    options: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     hold_out: str | None = None
     target: str = "banana"
@@ -109,9 +111,7 @@ def make_setting(spec: RunSpec, image_size: int) -> Setting:
 def run_experiment(spec: RunSpec) -> dict[str, Any]:
     """Train, judge and write one run; returns its object for `results.json`."""
     torch.set_num_threads(spec.threads)
-    logging.getLogger().setLevel(
-        logging.ERROR
-    )  # open_clip warns that a model to be trained has no weights yet
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
     folder = spec.folder
     done = _finished(folder, spec)
     if done is not None:
@@ -120,18 +120,19 @@ def run_experiment(spec: RunSpec) -> dict[str, Any]:
     setting = make_setting(spec, model.image_size)
     pairs = training_pairs(setting.train.without_labels(), model)
     config = TrainConfig(epochs=spec.epochs, batch_size=spec.batch_size, lr=spec.lr, seed=spec.seed)
-    trainer = Trainer(model, make_defense(spec.defense), pairs, config)
+    trainer = Trainer(model, make_defense(spec.defense, **spec.options), pairs, config)
     judge = Judge(setting.split.test, setting.split.names, setting.attacks, setting.plans)
     history = _resume(folder, spec, trainer)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=trainer.epoch)
     for report in trainer.epochs():
         line = {**_line(report), **_verdict(trainer, pairs, setting)}
         if _is_evaluated(report.epoch, trainer.total_epochs):
             line |= judge.evaluate(model)
         history.append(line)
+        _to_board(board, line)
         write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        save_state(
-            folder / "checkpoint" / "last.pt", {**trainer.state_dict(), "history": json.dumps(history)}
-        )
+        save_state(folder / "checkpoint" / "last.pt", {**trainer.state_dict(), "history": json.dumps(history)})
+    board.close()
     model.eval()
     return _finish(spec, trainer, judge, setting, pairs, history)
 
@@ -144,6 +145,21 @@ def _is_evaluated(epoch: int, total: int) -> bool:
 def _line(report: EpochReport) -> dict[str, Any]:
     line = {k: getattr(report, k) for k in ("epoch", "phase", "loss", "seconds", "visited")}
     return {**line, "terms": dict(report.terms)}
+
+
+def _to_board(board: SummaryWriter, line: dict[str, Any]) -> None:
+    """Every number of a history line as a tensorboard scalar, nested names joined by slashes."""
+
+    def scalars(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from scalars(f"{prefix}/{name}" if prefix else name, inner)
+        elif isinstance(value, int | float):
+            yield prefix, float(value)
+
+    for name, value in scalars("", line):
+        board.add_scalar(name, value, line["epoch"])
+    board.flush()
 
 
 def _finished(folder: Path, spec: RunSpec) -> dict[str, Any] | None:
@@ -190,9 +206,7 @@ def _verdict(trainer: Trainer, pairs: TrainingPairs, setting: Setting) -> dict[s
     if not np.isnan(decisions.suspicion).any():
         honest = planted == ""
         out["trust_auroc"] = {
-            a: detection(
-                decisions.suspicion[honest | (planted == a)], (planted == a)[honest | (planted == a)]
-            ).auroc
+            a: detection(decisions.suspicion[honest | (planted == a)], (planted == a)[honest | (planted == a)]).auroc
             for a in names
         }
     precision = _repair_precision(decisions, pairs, setting)
@@ -252,9 +266,7 @@ def _finish(
     return result
 
 
-def _judged_pairs(
-    spec: RunSpec, trainer: Trainer, pairs: TrainingPairs, setting: Setting
-) -> list[dict[str, Any]]:
+def _judged_pairs(spec: RunSpec, trainer: Trainer, pairs: TrainingPairs, setting: Setting) -> list[dict[str, Any]]:
     """Every poison pair, and the honest pairs re-paired or held back (a seeded sample beyond SHOWN_PAIRS)."""
     decisions = trainer.defense.decisions(pairs)
     attack_of = {record.key: record.attack for record in setting.records}
@@ -295,16 +307,6 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     schema = pa.schema([(name, _COLUMNS.get(name, pa.string())) for name in rows[0]])
     with atomic_file(path) as handle:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), handle)
-
-
-def trained_model(folder: Path, name: str) -> TwoTower:
-    """The finished model of a run folder, with its local head."""
-    model = create_two_tower(name, pretrained=str(folder / "open_clip_model.safetensors"))
-    if model.local_head is not None:
-        from safetensors.torch import load_file
-
-        model.local_head.load_state_dict(load_file(folder / "local_head.safetensors"))
-    return model
 
 
 def clean_reference(spec: RunSpec) -> RunSpec:

@@ -39,18 +39,14 @@ class Judge:
     tried on every test image of another class than its target, a targeted attack on its own images.
     """
 
-    def __init__(
-        self, test: PairStore, names: Sequence[str], attacks: Sequence[Attack], plans: Sequence[PoisonPlan]
-    ):
+    def __init__(self, test: PairStore, names: Sequence[str], attacks: Sequence[Attack], plans: Sequence[PoisonPlan]):
         self.test, self.names = test, tuple(names)
         self.class_of = {name: i for i, name in enumerate(self.names)}
         self.labels = np.array([self.class_of[label] for label in test.labels])
         row_of = {key: i for i, key in enumerate(test.keys)}
         self.trials = []
         for attack, plan in zip(attacks, plans, strict=True):
-            rows = (
-                np.arange(len(test)) if attack.has_trigger else np.array([row_of[k] for k in plan.trial.keys])
-            )
+            rows = np.arange(len(test)) if attack.has_trigger else np.array([row_of[k] for k in plan.trial.keys])
             self.trials.append(Trial(attack, plan, rows, apply_trigger(attack, test.images[rows])))
 
     def evaluate(self, model: TwoTower) -> dict[str, Any]:
@@ -90,10 +86,8 @@ class Judge:
     def _run(self, model: TwoTower) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
         training = model.training
         model.eval()
-        text = class_embeddings(
-            lambda names: encode_captions(model, model.tokenize(names)).pooled, self.names
-        )
-        scale = float(model.logit_scale)
+        text = class_embeddings(lambda names: encode_captions(model, model.tokenize(names)).pooled, self.names)
+        scale = float(model.logit_scale.detach())
 
         def classify(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Any:
             tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

@@ -110,9 +110,7 @@ class EntropicCost(torch.autograd.Function):
         return grad_x, grad_y, None, None
 
 
-def _pull(
-    x: Tensor, y: Tensor, strip: Strip, block: Block, saved: Saved, grad: Tensor, how: Settings
-) -> Tensor:
+def _pull(x: Tensor, y: Tensor, strip: Strip, block: Block, saved: Saved, grad: Tensor, how: Settings) -> Tensor:
     """−(upstream gradient)·P, since C = 1 − S: `[k, p, t]` if paired, else one matrix `[k·p, j·t]`."""
     s = scores(x, y, strip.paired, how.gemm_dtype)
     if strip.paired:

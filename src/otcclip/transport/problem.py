@@ -51,13 +51,9 @@ class FeatureSets:
         steps = offsets.diff()
         if bool((steps < 0).any()):
             at = int((steps < 0).nonzero()[0])
-            raise ValueError(
-                f"offsets: not monotone, got {int(offsets[at])} then {int(offsets[at + 1])} at {at}"
-            )
+            raise ValueError(f"offsets: not monotone, got {int(offsets[at])} then {int(offsets[at + 1])} at {at}")
         if bool((steps == 0).any()):
-            raise ValueError(
-                f"offsets: set {int((steps == 0).nonzero()[0])} is empty; every set needs a vector"
-            )
+            raise ValueError(f"offsets: set {int((steps == 0).nonzero()[0])} is empty; every set needs a vector")
 
     @classmethod
     def from_list(cls, sets: Sequence[Float[Tensor, "_ d"]]) -> FeatureSets:
@@ -134,9 +130,7 @@ class FeatureSets:
         idx = torch.as_tensor(index).cpu()
         idx = idx.nonzero()[:, 0] if idx.dtype == torch.bool else idx.to(torch.int64)
         if idx.ndim != 1 or bool(((idx < -len(self)) | (idx >= len(self))).any()):
-            raise ValueError(
-                f"index: expected integers in [-{len(self)}, {len(self)}), got {idx.tolist()[:8]}"
-            )
+            raise ValueError(f"index: expected integers in [-{len(self)}, {len(self)}), got {idx.tolist()[:8]}")
         idx = idx % max(len(self), 1)
         rows, mask = self.rows(idx)
         return FeatureSets(self.values[rows[mask].to(self.values.device)], _offsets_of(self.sizes[idx]))
@@ -170,15 +164,11 @@ class FeatureSets:
             worst = (norms - 1).abs().nan_to_num(nan=torch.inf).argmax()
             norm = float(norms[worst])
         # A NaN or inf anywhere makes its norm one, so a single pass serves both messages.
-        row = (
-            f"vector {int(worst)} (set {int(torch.searchsorted(self.offsets, worst.cpu(), right=True)) - 1})"
-        )
+        row = f"vector {int(worst)} (set {int(torch.searchsorted(self.offsets, worst.cpu(), right=True)) - 1})"
         if not abs(norm) < torch.inf:
             raise ValueError(f"{name}: {row} holds NaN or inf")
         if abs(norm - 1) > UNIT_TOLERANCE:
-            raise ValueError(
-                f"{name}: expected unit vectors, {row} has norm {norm:.4g}; normalise the features"
-            )
+            raise ValueError(f"{name}: expected unit vectors, {row} has norm {norm:.4g}; normalise the features")
         return self
 
 

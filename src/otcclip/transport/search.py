@@ -100,9 +100,7 @@ def nearest(
 class _Search:
     """The k best so far of each query, by value and then by position, and the tiers that improve them."""
 
-    def __init__(
-        self, queries: FeatureSets, pool: FeatureSets, k: int, epsilon: float, iterations: int
-    ) -> None:
+    def __init__(self, queries: FeatureSets, pool: FeatureSets, k: int, epsilon: float, iterations: int) -> None:
         self.queries, self.pool, self.epsilon, self.iterations = queries, pool, epsilon, iterations
         n, device = len(queries), queries.values.device
         self.value = queries.values.new_full((n, k), torch.inf)

@@ -45,9 +45,7 @@ class Potentials:
 class _Scaling:
     """u = a / (K v), v = b / (Kᵀ u) on `scores − shifts`; `row`, `column` are the minima taken out of C."""
 
-    def __init__(
-        self, scores: Tensor, a: Tensor, b: Tensor, epsilon: float, reduction: _Reduction | None
-    ) -> None:
+    def __init__(self, scores: Tensor, a: Tensor, b: Tensor, epsilon: float, reduction: _Reduction | None) -> None:
         self.epsilon, self.a, self.b = epsilon, a[:, None], b[:, None]
         self.row: Tensor | None = None
         if reduction is None:

@@ -194,9 +194,7 @@ def _settings(
     if ranking not in ("entropic", "sharp"):
         raise ValueError(f"ranking: expected 'entropic' or 'sharp', got {ranking!r}")
     if backend in PLANNED_BACKENDS:
-        raise NotImplementedError(
-            f"backend: {backend!r} is not built; available: {', '.join(BUILT_BACKENDS)}"
-        )
+        raise NotImplementedError(f"backend: {backend!r} is not built; available: {', '.join(BUILT_BACKENDS)}")
     if backend != "auto" and backend not in BUILT_BACKENDS:
         raise ValueError(f"backend: expected one of auto, {', '.join(BUILT_BACKENDS)}, got {backend!r}")
     check_options(epsilon, iterations, tolerance)
@@ -213,9 +211,7 @@ def _costs(strips: list[tiles.Strip], x: Tensor, y: Tensor, how: Settings) -> tu
     return value, iterations, error, converged
 
 
-def _unrolled(
-    strips: list[tiles.Strip], x: Tensor, y: Tensor, how: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
+def _unrolled(strips: list[tiles.Strip], x: Tensor, y: Tensor, how: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """The sharp value on the autograd graph; a tile is recomputed in the backward pass, so one is held."""
     if how.tolerance is not None:
         raise NotImplementedError("tolerance: not built for a gradient through ranking='sharp'; pass None")
@@ -230,9 +226,7 @@ def _unrolled(
         for strip in strips:
             for block in strip.ys:
                 ab = strip.weights(block)
-                costs, errors = checkpoint(
-                    tile, x[strip.x.rows], y[block.rows], *ab, strip.paired, use_reentrant=False
-                )
+                costs, errors = checkpoint(tile, x[strip.x.rows], y[block.rows], *ab, strip.paired, use_reentrant=False)
                 place(value, costs, strip, block)
                 place(error, errors, strip, block)
     return value, torch.full(how.shape, how.iterations, device=x.device), error
