@@ -2,8 +2,8 @@
 
     otcclip demo --hold-out twemoji --target banana --seed 0 --epochs 16 --out runs/demo
 
-Runs go side by side, one process and one thread each on a small machine. Whatever is finished is reused, whatever was cut
-off goes on.
+Runs go side by side, one process and one thread each on a small machine. Whatever is finished is reused, whatever was
+cut off goes on.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def run_demo(
     Args:
         out: folder of the run. corpus: folder of the emoji corpus, built there when it is not.
         hold_out: style of the test split. target: class the backdoor argues for.
-        chosen: defences to run, in this order. reference: also train undefended on the same pairs without poison, for the
-            attack rates of a model never poisoned and for the accuracy that a defence is to reach.
+        chosen: defences to run, in this order. reference: also train undefended on the same pairs without poison, for
+            the attack rates of a model never poisoned and for the accuracy that a defence is to reach.
 
     Raises:
         UserError: an unknown defence, style or target, a package that cannot be had, a full disk.

@@ -2,8 +2,8 @@
 
 Before training there is no trusted text encoder. What can be had is the discrete metric: two tokens are equal or not.
 Under that metric optimal transport has a closed form, OT(a, b) = 1 - sum_w min(a_w, b_w) (the total variation), so
-agreement `1 - OT` is a histogram intersection. Marginals are not uniform: a token weighs its inverse document frequency, or
-every caption would agree with every other by its commas.
+agreement `1 - OT` is a histogram intersection. Marginals are not uniform: a token weighs its inverse document
+frequency, or every caption would agree with every other by its commas.
 """
 
 from __future__ import annotations

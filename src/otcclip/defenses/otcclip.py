@@ -59,6 +59,7 @@ class OTCClip:
         self,
         alpha: float = 0.02,
         confident: float = 0.5,
+        unlikely: float = 0.2,
         first_refresh: int = 4,
         refresh: int = 4,
         repair: bool = True,
@@ -70,7 +71,7 @@ class OTCClip:
         warmup_epochs: int = 0,
     ) -> None:
         self.alpha, self.first_refresh, self.refresh = alpha, first_refresh, refresh
-        self.confident = confident
+        self.confident, self.unlikely = confident, unlikely
         self.lambda_view, self.both_views = lambda_view, both_views
         self._warming_up = False
         self.repair, self.grow, self.lambda_ot, self.local_share = repair, grow, lambda_ot, local_share
@@ -126,7 +127,8 @@ class OTCClip:
         seconded = (
             support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
         )
-        repaired = (confidence >= self.confident) & seconded & ~enters & self.repair
+        unlikely = p >= self.unlikely
+        repaired = unlikely & (confidence >= self.confident) & seconded & self.repair
         self._suspicion[outside] = p.float()
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)

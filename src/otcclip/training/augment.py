@@ -1,7 +1,7 @@
 """Augmentation of a batch on tensors: one affine map and one colour map an image, drawn from a generator.
 
-Triggers are in the images before this runs (a trigger is part of the pair), so augmentation can move, scale or crop them
-as it would for a picture on the web.
+Triggers are in the images before this runs (a trigger is part of the pair), so augmentation can move, scale or crop
+them as it would for a picture on the web.
 """
 
 from __future__ import annotations

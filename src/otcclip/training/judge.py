@@ -15,7 +15,7 @@ from PIL import Image
 from otcclip.attacks import Attack, PoisonPlan, apply_trigger
 from otcclip.data.pairs import PairStore
 from otcclip.defenses.encode import encode_captions, encode_images
-from otcclip.evaluation.attack_success import backdoor_success, targeted_success
+from otcclip.evaluation.attack_success import targeted_success
 from otcclip.evaluation.zero_shot import class_embeddings, zero_shot
 from otcclip.models.two_tower import TwoTower
 
@@ -23,31 +23,35 @@ GALLERY = 48
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One attack's test: the images as shown under it, and what success means."""
+class Shown:
+    """One attack's trial: test images as shown under it, and the class each is to be taken for."""
 
-    attack: Attack
-    plan: PoisonPlan
+    name: str
     rows: NDArray[np.int64]
-    shown: NDArray[np.uint8]
+    images: NDArray[np.uint8]
+    wanted: NDArray[np.int64]
 
 
 class Judge:
     """The held-out split under every attack.
 
-    A trigger is applied to the image at the model's resolution by the function that planted the poison. A backdoor is
-    tried on every test image of another class than its target, a targeted attack on its own images.
+    A trigger is applied to the image at the model's resolution by the function that planted the poison. Which images an
+    attack is tried on is its plan's trial: every test image of another class than the target for a backdoor, its own
+    images for a targeted attack.
     """
 
-    def __init__(self, test: PairStore, names: Sequence[str], attacks: Sequence[Attack], plans: Sequence[PoisonPlan]):
+    def __init__(
+        self, test: PairStore, names: Sequence[str], attacks: Sequence[Attack], plans: Sequence[PoisonPlan]
+    ) -> None:
         self.test, self.names = test, tuple(names)
-        self.class_of = {name: i for i, name in enumerate(self.names)}
-        self.labels = np.array([self.class_of[label] for label in test.labels])
+        class_of = {name: i for i, name in enumerate(self.names)}
         row_of = {key: i for i, key in enumerate(test.keys)}
-        self.trials = []
+        self.labels = np.array([class_of[label] for label in test.labels])
+        self.shown = []
         for attack, plan in zip(attacks, plans, strict=True):
-            rows = np.arange(len(test)) if attack.has_trigger else np.array([row_of[k] for k in plan.trial.keys])
-            self.trials.append(Trial(attack, plan, rows, apply_trigger(attack, test.images[rows])))
+            rows = np.array([row_of[key] for key in plan.trial.keys])
+            wanted = np.array([class_of[name] for name in plan.trial.wanted])
+            self.shown.append(Shown(attack.name, rows, apply_trigger(attack, test.images[rows]), wanted))
 
     def evaluate(self, model: TwoTower) -> dict[str, Any]:
         """`{top1, top5, attacks: {name: {asr, n, low, high}}}`."""
@@ -59,23 +63,19 @@ class Judge:
         _, answers = self._run(model)
         clean = answers[""][0]
         rows: list[dict[str, Any]] = []
-        for trial in self.trials:
+        for trial in self.shown:
             rng = np.random.default_rng([seed, len(trial.rows)])
-            wanted = trial.plan.target
-            eligible = [i for i, row in enumerate(trial.rows) if self.names[self.labels[row]] != wanted]
-            chosen = rng.permutation(eligible)[:GALLERY] if trial.attack.has_trigger else eligible
-            said, confidence = answers[trial.attack.name]
-            targets = dict(zip(trial.plan.trial.keys, trial.plan.trial.wanted, strict=True))
-            for i in sorted(int(c) for c in chosen):
+            said, confidence = answers[trial.name]
+            for i in sorted(rng.permutation(len(trial.rows))[:GALLERY].tolist()):
                 row = int(trial.rows[i])
                 rows.append(
                     {
-                        "attack": trial.attack.name,
+                        "attack": trial.name,
                         "key": self.test.keys[row],
-                        "image": png(trial.shown[i]),
+                        "image": png(trial.images[i]),
                         "clean_image": png(self.test.images[row]),
                         "true_name": self.test.labels[row],
-                        "target": wanted or targets[self.test.keys[row]],
+                        "target": self.names[trial.wanted[i]],
                         "clean_prediction": self.names[clean[row]],
                         "prediction": self.names[said[i]],
                         "confidence": float(confidence[i]),
@@ -96,16 +96,10 @@ class Judge:
         clean = classify(self.test.images, self.labels)
         answers = {"": (clean.predictions, clean.confidence)}
         attacks = {}
-        for trial in self.trials:
-            result = classify(trial.shown, self.labels[trial.rows])
-            answers[trial.attack.name] = (result.predictions, result.confidence)
-            if trial.attack.has_trigger:
-                target = self.class_of[trial.plan.target]
-                rate = backdoor_success(result.predictions, self.labels[trial.rows], target)
-            else:
-                wanted = np.array([self.class_of[name] for name in trial.plan.trial.wanted])
-                rate = targeted_success(result.predictions, wanted)
-            attacks[trial.attack.name] = rate.as_dict()
+        for trial in self.shown:
+            result = classify(trial.images, self.labels[trial.rows])
+            answers[trial.name] = (result.predictions, result.confidence)
+            attacks[trial.name] = targeted_success(result.predictions, trial.wanted).as_dict()
         model.train(training)
         return {"top1": clean.top1, "top5": clean.top5, "attacks": attacks}, answers
 
