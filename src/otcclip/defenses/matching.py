@@ -3,8 +3,8 @@
 d(i, c) = (1 - a)(1 - g_i . g_c) + a OT_eps(V_i, T_c)                                             (METHOD section 1)
 
 with pooled vectors g, patches V and tokens T. Ranking a whole pool by d would solve every transport problem; a screen
-by the pooled term finds the candidates (recall of the exact argmin at 128 is 1.0, TRANSPORT section 3) and the transport
-term ranks those.
+by the pooled term finds the candidates (recall of the exact argmin at 128 is 1.0, TRANSPORT section 3) and the
+transport term ranks those.
 """
 
 from __future__ import annotations

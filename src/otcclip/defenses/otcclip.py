@@ -1,16 +1,18 @@
-"""OTCCLIP as it measures best here: evidence first, re-pairing by agreement, transport in matching and loss.
+"""OTCCLIP as it measures best here: evidence first, then a model that judges only what it never saw.
 
-Method after *Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment* (arXiv
-2509.18717); its constants are not public and none here is the paper's. What differs and why is in docs/method.md.
+After *Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment* (arXiv
+2509.18717). The paper's constants are not public and none here is the paper's. docs/method.md is the one-page account,
+docs/decisions.md says where it departs from the paper and from METHOD section 2.
 
-1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of twelve
-   views. It is a p-value: keeping pairs with a share <= ALPHA lets in at most an expected share ALPHA of the wrong ones.
-2. Training starts on those pairs. Every REFRESH epochs the model, which has never seen the others with their captions,
-   ranks each of their captions by d in its own worst view; a pair enters when both witnesses together (Fisher) reach the
-   same ALPHA. The share kept is found, not set.
-3. An image still outside whose nearest caption is the same in every view, and which its look-alikes' captions support at
-   ALPHA too, learns under that caption. A triggered image then teaches its true name *with* the trigger in sight.
-4. Loss: CLIP over distinct captions + LAMBDA_OT x contrastive alignment on -OT between patches and tokens.
+1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of
+   twelve views: a p-value. Pairs at or below ALPHA are trusted.
+2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
+   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) reach ALPHA_ENTER.
+3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
+   over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
+   in sight.
+4. Loss: CLIP over distinct captions + LAMBDA_OT x contrastive alignment on -OT between patches and tokens
+   (+ LAMBDA_VIEW x view agreement, in which images held back take part; off by default, it did not pay).
 """
 
 from __future__ import annotations
@@ -39,17 +41,23 @@ from otcclip.defenses.encode import WORST_VIEWS, encode_captions, encode_images
 from otcclip.defenses.evidence import combined_p, neighbour_evidence, support
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.defenses.matching import rank_captions
+from otcclip.errors import UserError
 from otcclip.models.two_tower import Features, TwoTower
+
+MIN_TRUSTED = 2
 
 
 class OTCClip:
     """`--defense otcclip`.
 
     Args:
-        alpha: expected share of wrong pairs that each decision may let in.
+        alpha: level at which evidence alone admits a pair: the expected share of wrong pairs let in, at most.
+        alpha_enter: level at which evidence and model together admit a pair later.
         first_refresh, refresh: the model is asked first after so many training epochs, then every so many.
-        repair: whether images held back may learn under a matched caption.
-        lambda_ot: weight of the transport alignment loss; 0 leaves it out.
+        grow: whether pairs may enter after the start. repair: whether images may learn under a matched caption.
+        unlikely: p-value from which an own caption counts as random. confident: the model's softmax share for a match.
+        lambda_ot, lambda_view: weights of the alignment losses across and within modalities; 0 leaves one out.
+        local_share: weight of the transport term in d (METHOD section 1).
         warmup_epochs: caption-free epochs before training (METHOD section 2.1).
     """
 
@@ -58,6 +66,7 @@ class OTCClip:
     def __init__(
         self,
         alpha: float = 0.02,
+        alpha_enter: float = 0.01,
         confident: float = 0.5,
         unlikely: float = 0.2,
         first_refresh: int = 4,
@@ -65,17 +74,15 @@ class OTCClip:
         repair: bool = True,
         grow: bool = True,
         lambda_ot: float = 0.2,
-        lambda_view: float = 0.2,
-        both_views: bool = False,
+        lambda_view: float = 0.0,
         local_share: float = 0.5,
         warmup_epochs: int = 0,
     ) -> None:
-        self.alpha, self.first_refresh, self.refresh = alpha, first_refresh, refresh
-        self.confident, self.unlikely = confident, unlikely
-        self.lambda_view, self.both_views = lambda_view, both_views
-        self._warming_up = False
-        self.repair, self.grow, self.lambda_ot, self.local_share = repair, grow, lambda_ot, local_share
+        self.alpha, self.alpha_enter, self.confident, self.unlikely = alpha, alpha_enter, confident, unlikely
+        self.first_refresh, self.refresh, self.repair, self.grow = first_refresh, refresh, repair, grow
+        self.lambda_ot, self.lambda_view, self.local_share = lambda_ot, lambda_view, local_share
         self.warmup_epochs = warmup_epochs
+        self._warming_up = False
         self._own: Tensor | None = None
         self._votes = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
@@ -85,12 +92,7 @@ class OTCClip:
     def begin_epoch(self, context: EpochContext) -> EpochPlan:
         pairs = context.pairs
         if self._own is None:
-            evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
-            self._own, self._votes = evidence.own, evidence.votes
-            self._suspicion = evidence.own.clone()
-            trusted = evidence.own <= self.alpha
-            self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
-            self._caption = pairs.caption_of.clone()
+            self._gather_evidence(pairs)
         self._warming_up = context.epoch < self.warmup_epochs
         if self._warming_up:
             return EpochPlan("warm-up", torch.arange(len(pairs)), pairs.caption_of, views=2)
@@ -104,6 +106,21 @@ class OTCClip:
         in_force = torch.nonzero(self._action != HOLD_BACK)[:, 0]
         return EpochPlan("train", _fill(in_force, len(pairs)), self._caption)
 
+    def _gather_evidence(self, pairs: TrainingPairs) -> None:
+        """Step 1: trust what look-alikes bear out."""
+        evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
+        self._own, self._votes = evidence.own, evidence.votes
+        self._suspicion = evidence.own.clone()
+        trusted = evidence.own <= self.alpha
+        if int(trusted.sum()) < MIN_TRUSTED:
+            raise UserError(
+                f"otcclip: look-alikes bear out only {int(trusted.sum())} of {len(pairs)} pairs at alpha {self.alpha}; "
+                f"with fewer than {MIN_TRUSTED} there is nothing to train on (too few pairs, or no two images alike)"
+            )
+        self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
+        self._caption = pairs.caption_of.clone()
+
+    @torch.no_grad()
     def _ask_the_model(self, model: TwoTower, pairs: TrainingPairs) -> None:
         """Judge every pair that is not in force under its own caption, by a model that never trained on it."""
         assert self._own is not None
@@ -122,13 +139,12 @@ class OTCClip:
         share = torch.exp(log_share / len(WORST_VIEWS))
         confidence, best = torch.softmax(log_odds / len(WORST_VIEWS), dim=1).max(dim=1)
         p = combined_p(self._own[outside], share)
-        enters = (p <= self.alpha) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
+        enters = (p <= self.alpha_enter) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
         agreement = torch.from_numpy(caption_agreement(pairs.tokens))
         seconded = (
             support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
         )
-        unlikely = p >= self.unlikely
-        repaired = unlikely & (confidence >= self.confident) & seconded & self.repair
+        repaired = (p >= self.unlikely) & (confidence >= self.confident) & seconded & self.repair
         self._suspicion[outside] = p.float()
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
@@ -137,21 +153,16 @@ class OTCClip:
         if self._warming_up:
             return _warm_up_step(batch, model)
         image, text = model.image(batch.images[0]), model.text(batch.tokens)
-        spoken = torch.nonzero(batch.caption >= 0)[:, 0]
-        caption = batch.caption[spoken]
-        loss = clip_loss(image.pooled[spoken], text.pooled, caption, model.logit_scale)
+        spoken, caption = _with_caption(image, batch.caption)
+        loss = clip_loss(spoken.pooled, text.pooled, caption, model.logit_scale)
         terms = {"clip": loss.detach()}
         if self.lambda_view > 0:
             view = model.image(batch.images[1])
             within = view_loss(image.pooled, view.pooled, temperature=0.1)
             loss = loss + self.lambda_view * within
             terms["views"] = within.detach()
-            if self.both_views:
-                second = clip_loss(view.pooled[spoken], text.pooled, caption, model.logit_scale)
-                loss = loss + second
         if self.lambda_ot > 0:
-            spoken_image = Features(image.pooled[spoken], image.local.take(spoken))
-            aligned = ot_alignment_loss(spoken_image, text, caption, negatives=7, temperature=0.1)
+            aligned = ot_alignment_loss(spoken, text, caption, negatives=7, temperature=0.1)
             loss = loss + self.lambda_ot * aligned
             terms["ot"] = aligned.detach()
         return Step(loss, terms)
@@ -172,10 +183,16 @@ class OTCClip:
             setattr(self, f"_{name}", value)
 
 
+def _with_caption(image: Features, caption: Tensor) -> tuple[Features, Tensor]:
+    """The images that learn under a caption, and those captions."""
+    rows = torch.nonzero(caption >= 0)[:, 0]
+    if len(rows) == len(caption):
+        return image, caption
+    return Features(image.pooled[rows], image.local.take(rows)), caption[rows]
+
+
 def _fill(in_force: Tensor, n: int) -> Tensor:
     """`n` visits spread evenly over the pairs in force: an epoch costs what it costs without a defence."""
-    if not len(in_force):
-        return in_force
     rest = in_force[torch.randperm(len(in_force))[: n % len(in_force)]]
     return torch.cat([in_force.repeat(n // len(in_force)), rest])
 

@@ -1,8 +1,9 @@
 """OTCCLIP read plainly: every K-th epoch, every image learns under its nearest caption.
 
 *Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment* (arXiv 2509.18717):
-captions are re-assigned to images by the distance of METHOD section 1 (global and fine-grained features together), and OT-based
-losses align patches with tokens and views with each other. The paper's constants are not public; those here are ours.
+captions are re-assigned to images by the distance of METHOD section 1 (global and fine-grained features together), and
+OT-based losses align patches with tokens and views with each other. The paper's constants are not public; those here
+are ours.
 
 It trusts the model's own matches from the first matched epoch. docs/experiments.md says what that leads to on a small
 corpus; it stands beside `otcclip` so that anyone can see it.
