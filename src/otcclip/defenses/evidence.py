@@ -46,16 +46,17 @@ class Evidence:
     by_view: Tensor
 
 
-def neighbour_evidence(images: Tensor, tokens: Tensor, caption_of: Tensor) -> Evidence:
+def neighbour_evidence(images: Tensor, tokens: Tensor, caption_of: Tensor, *, share_voice: bool = True) -> Evidence:
     """Evidence for pairs `(images[i], caption_of[i])`.
 
     Args:
         images: `[n, 3, H, W]` uint8.
         tokens: `[u, context]` int64, distinct captions.
         caption_of: `[n]` int64 into `tokens`.
+        share_voice: whether voters under one caption share one vote; off only to measure what the rule is worth.
     """
     agreement = torch.from_numpy(caption_agreement(tokens))
-    voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float()
+    voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
     copies: list[tuple[Tensor, Tensor]] | None = None
     ranks, votes = [], None
     for _, vectors in descriptors(images, views()):
