@@ -1,0 +1,210 @@
+"""What look-alikes say of a caption: its definition by loops, its level under the null, and who may not vote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from otcclip.data.pairs import PairStore
+from otcclip.defenses.captions import caption_agreement
+from otcclip.defenses.descriptors import descriptors, views
+from otcclip.defenses.evidence import Evidence, combined_p, near_duplicates, neighbour_evidence, support
+
+Make = Callable[..., PairStore]
+WORDS = ("big", "small", "old", "new", "loud", "warm", "cold", "round", "flat", "dark", "plain", "cheap", "rare", "odd")
+
+
+def tensors(store: PairStore) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, distinct captions' tokens, and each pair's caption."""
+    captions, caption_of = np.unique(np.array(store.captions, dtype=object), return_inverse=True)
+    images = torch.from_numpy(store.images).permute(0, 3, 1, 2)
+    tokens = open_clip.get_tokenizer("ViT-B-32")(list(captions))
+    return images, tokens, torch.from_numpy(caption_of.astype(np.int64))
+
+
+def evidence_of(store: PairStore) -> Evidence:
+    return neighbour_evidence(*tensors(store))
+
+
+@pytest.fixture(scope="module")
+def honest(make_store: Make) -> PairStore:
+    """320 pictures of 32 things under 320 captions."""
+    return make_store(320, 32, own_caption=True)
+
+
+@pytest.fixture(scope="module")
+def of_honest(honest: PairStore) -> Evidence:
+    return evidence_of(honest)
+
+
+def test_true_captions_are_believed(of_honest: Evidence) -> None:
+    """A thing's own ten captions are the nearest of 320: a share of .031."""
+    assert (of_honest.own <= 0.05).float().mean() > 0.85
+    assert of_honest.own.median() <= 0.035
+
+
+def test_level_under_the_null(honest: PairStore) -> None:
+    """Captions dealt out at random: at most alpha of the pairs reach alpha, whatever alpha, though the pictures have
+    structure and so have the captions. And the statement is not empty: shares spread up to 1."""
+    images, tokens, caption_of = tensors(honest)
+    shares = []
+    for seed in range(3):
+        dealt = caption_of[torch.randperm(len(caption_of), generator=torch.Generator().manual_seed(seed))]
+        shares.append(neighbour_evidence(images, tokens, dealt).own)
+    share = torch.cat(shares)
+    for alpha in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+        slack = 3 * (alpha * (1 - alpha) / len(share)) ** 0.5
+        assert (share <= alpha).float().mean() <= alpha + slack, alpha
+    assert (share > 0.5).float().mean() > 0.5 and share.max() > 0.95
+
+
+def test_a_single_view_is_uniform_under_the_null(honest: PairStore) -> None:
+    """Taking the worst view makes shares larger than uniform; one view alone is about uniform (a little shy here: a
+    caption that is its image's alone is never among the voters')."""
+    images, tokens, caption_of = tensors(honest)
+    shares = []
+    for seed in range(3):
+        dealt = caption_of[torch.randperm(len(caption_of), generator=torch.Generator().manual_seed(seed))]
+        shares.append(neighbour_evidence(images, tokens, dealt).by_view[0])
+    assert scipy.stats.kstest(torch.cat(shares).numpy(), "uniform").statistic < 0.1
+
+
+def test_shape_and_range(honest: PairStore, of_honest: Evidence) -> None:
+    n = len(honest)
+    assert of_honest.own.shape == (n,) and of_honest.by_view.shape == (12, n)
+    assert of_honest.own.min() > 0 and of_honest.own.max() <= 1
+    assert torch.equal(of_honest.own, of_honest.by_view.amax(0)), "the worst view counts"
+    assert of_honest.votes.shape == (n, 16) and of_honest.votes.dtype == torch.int64
+    assert (of_honest.votes != torch.arange(n)[:, None]).all(), "an image votes on itself"
+
+
+def by_loops(images: Tensor, tokens: Tensor, caption_of: Tensor) -> np.ndarray:
+    """The share in every view, pair by pair and caption by caption."""
+    agreement = caption_agreement(tokens).astype(np.float64)
+    own = caption_of.tolist()
+    repeats = [own.count(caption) for caption in range(len(tokens))]
+    out, copies = [], None
+    for _, vectors in descriptors(images, views()):
+        cosine = (vectors @ vectors.T).float().numpy()
+        copies = cosine > 0.95 if copies is None else copies
+        shares = []
+        for i in range(len(images)):
+            others = [j for j in range(len(images)) if j != i and not copies[i, j]]
+            others = sorted(others, key=lambda j: -cosine[i, j])[:16]
+            strength = np.exp([(cosine[i, j] - cosine[i, others[0]]) / 0.05 for j in others])
+            strength = strength / strength.sum()
+            liked = np.zeros(len(tokens))
+            for j, weight in zip(others, strength, strict=True):
+                liked += weight / repeats[own[j]] * agreement[own[j]]
+            better = sum(liked > liked[own[i]] + 1e-7)
+            equal = sum(abs(liked - liked[own[i]]) <= 1e-7)
+            shares.append((better + (equal + 1) / 2) / len(tokens))
+        out.append(shares)
+    return np.array(out)
+
+
+def test_is_its_definition(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several tiles, with copies and repeated captions among the pairs."""
+    monkeypatch.setattr("otcclip.defenses.evidence.ROWS", 13)
+    store, rng = make_store(48, 12), np.random.default_rng(0)
+    # Tags at random: captions of one pattern would tie, and rounding would break the tie.
+    captions = [f"{name} | {' '.join(rng.choice(WORDS, 3, replace=False))}" for name in store.captions]
+    images = store.images.copy()
+    images[40:44] = images[0]  # five copies of one picture
+    captions[5:9] = [captions[5]] * 4
+    given = tensors(replace(store, images=images, captions=tuple(captions)))
+    found = neighbour_evidence(*given)
+    expected = by_loops(*given)
+    # Sums in another order: a near-tie may fall the other way, no more.
+    off = np.abs(found.by_view.numpy() - expected) * len(given[1])
+    assert (off > 0.01).mean() < 0.06 and off.max() <= 2
+    np.testing.assert_allclose(found.own, found.by_view.amax(0))
+
+
+def test_copies_do_not_vote_for_one_another(honest: PairStore) -> None:
+    """Twelve jittered copies of one picture under captions of another thing, each copy its own caption."""
+    copies, thing = 12, 5
+    captions = [c for c, label in zip(honest.captions, honest.labels, strict=True) if label == honest.labels[thing]]
+    jitter = np.random.default_rng(0).integers(-3, 4, (copies, *honest.images.shape[1:]))
+    false = (honest.images[:1].astype(np.int64) + jitter).clip(0, 255).astype(np.uint8)
+    store = PairStore(
+        (*honest.keys, *(f"copy-{i}" for i in range(copies))),
+        np.concatenate([honest.images, false]),
+        (*honest.captions, *(f"{captions[i % len(captions)]} {i}" for i in range(copies))),
+    )
+    found = evidence_of(store)
+    assert found.own[len(honest) :].min() > 0.1, "copies vouched for one another"
+    for i in (0, *range(len(honest), len(store))):
+        assert not set(found.votes[i].tolist()) & {0, *range(len(honest), len(store))}
+    assert found.own[0] <= 0.1, "the copies outvoted the look-alikes of the true picture"
+
+
+def test_repeating_a_caption_gains_no_weight(honest: PairStore) -> None:
+    """Of ten look-alikes, half say one and the same false thing. Five voices would drown the truth, whose captions
+    differ; as one voice, the lie ranks behind every true caption and takes no trust from them."""
+    alike = [i for i, label in enumerate(honest.labels) if label == honest.labels[3]]
+    lying, truthful = alike[:5], alike[5:]
+    captions = list(honest.captions)
+    for i in lying:
+        captions[i] = honest.captions[9]
+    own = evidence_of(replace(honest, captions=tuple(captions))).own
+    assert own[truthful].median() <= 0.03
+    assert own[lying].min() > own[truthful].median()
+
+
+def test_a_patch_is_outvoted_by_the_view_without_it(honest: PairStore) -> None:
+    """A bright patch makes pictures look-alikes of each other, and all say the same thing in different words: the
+    whole image believes them, the view without the patch does not."""
+    images, captions = honest.images.copy(), list(honest.captions)
+    rows = [i for i, label in enumerate(honest.labels) if label != honest.labels[0]][::6][:40]
+    patch = np.indices((26, 26)).sum(0) % 4 // 2 * 255
+    images[rows, 38:, 38:] = patch[None, ..., None]
+    for k, i in enumerate(rows):
+        captions[i] = f"{honest.labels[0]} | {captions[i].split(' | ')[1]} {k}"
+    found = evidence_of(replace(honest, images=images, captions=tuple(captions)))
+    assert (found.by_view[0][rows] <= 0.15).float().mean() > 0.5, "the patch fools nobody, nothing is tested"
+    assert (found.own[rows] <= 0.15).float().mean() < 0.1
+
+
+def test_near_duplicates() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(7, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors[5] = vectors[2]
+    found = [(int(r), int(i)) for tile in near_duplicates(vectors.bfloat16()) for r, i in zip(*tile, strict=True)]
+    assert sorted(found) == sorted([*((i, i) for i in range(7)), (2, 5), (5, 2)])
+
+
+def test_support() -> None:
+    """Five captions that share nothing; look-alikes are counted by nearness, repetition and leave to vote."""
+    agreement, caption_of = torch.eye(5), torch.tensor([0, 1, 1, 2, 3])
+    votes = torch.tensor([[0, 1, 2, 3], [4, 1, 2, 3], [1, 2, 3, 4]])
+    everybody = torch.ones(5, dtype=torch.bool)
+
+    def asked(captions: list[int], may_vote: Tensor) -> list[float]:
+        return support(votes, caption_of, may_vote, torch.tensor(captions), agreement).tolist()
+
+    # Image 0: caption 0 has 1, caption 1 (1/2 + 1/3) / 2 = 5/12, caption 2 has 1/4, the rest nothing.
+    assert asked([0, 3, 1], everybody) == pytest.approx([1 / 5, 1 / 5, 1 / 5])
+    assert asked([1, 1, 2], everybody) == pytest.approx([2 / 5, 2 / 5, 2 / 5])
+    assert asked([4, 0, 0], everybody) == pytest.approx([4.5 / 5, 4.5 / 5, 4.5 / 5])  # two are equally unliked
+    # Without pair 0 nobody speaks for caption 0, and pair 1's caption has one voter less.
+    some = torch.tensor([False, True, False, True, False])
+    assert asked([0, 1, 1], some) == pytest.approx([4 / 5, 1 / 5, 1 / 5])
+    assert asked([0, 0, 0], torch.zeros(5, dtype=torch.bool)) == [1, 1, 1]
+
+
+def test_fishers_combination() -> None:
+    shares = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)).double() ** 4
+    for k in (1, 2, 3):
+        got = combined_p(*shares[:k])
+        for i in range(50):
+            expected = scipy.stats.combine_pvalues(shares[:k, i].numpy(), method="fisher").pvalue
+            assert float(got[i]) == pytest.approx(expected, rel=1e-6)
+    assert combined_p(torch.ones(1), torch.ones(1)) == 1
+    assert 0 <= combined_p(torch.zeros(1), torch.zeros(1)) < 1e-20
