@@ -5,11 +5,12 @@ caption c' of the pool, and the pair's own caption gets the *share of the pool t
 r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform, so keeping pairs with r <= alpha lets
 in an expected share alpha of them: the threshold needs no labels.
 
-Three rules keep an enemy from voting for himself:
+Four rules keep an enemy from voting for himself:
 
 * near-duplicates of the image do not vote on it (copies of one photo would agree with each other);
 * a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated (this rule alone
   takes the patch pairs among the most trusted 60 % from 41 to 9 of 90, docs/experiments.md);
+* a claim made m times (near-duplicate images under one caption) is held to alpha / m: m copies are m tries;
 * the *worst* view counts: the vote must hold without any one window, in the low band and in the high band.
 """
 
@@ -37,11 +38,13 @@ class Evidence:
     Attributes:
         own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
             in the worst view; small = believed.
+        copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images, one caption.
         votes: `[n, k]` int64, look-alikes of the whole image, nearest first, near-duplicates left out.
         by_view: `[v, n]`, `own` in each view.
     """
 
     own: Tensor
+    copies: Tensor
     votes: Tensor
     by_view: Tensor
 
@@ -57,17 +60,17 @@ def neighbour_evidence(images: Tensor, tokens: Tensor, caption_of: Tensor, *, sh
     """
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
-    copies: list[tuple[Tensor, Tensor]] | None = None
+    twins: list[tuple[Tensor, Tensor]] | None = None
     ranks, votes = [], None
     for _, vectors in descriptors(images, views()):
-        copies = near_duplicates(vectors) if copies is None else copies
-        similarity, index = _look_alikes(vectors, copies)
+        twins = near_duplicates(vectors) if twins is None else twins
+        similarity, index = _look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
         votes = index if votes is None else votes
-    assert votes is not None
+    assert votes is not None and twins is not None
     by_view = torch.stack(ranks)
-    return Evidence(by_view.amax(dim=0), votes, by_view)
+    return Evidence(by_view.amax(dim=0), _same_claim(twins, caption_of), votes, by_view)
 
 
 def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -83,11 +86,21 @@ def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
     return out
 
 
-def _look_alikes(vectors: Tensor, copies: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _same_claim(twins: list[tuple[Tensor, Tensor]], caption_of: Tensor) -> Tensor:
+    """For each pair, how many near-duplicates carry its very caption, itself included."""
+    counts = torch.zeros(len(caption_of), dtype=torch.int64)
+    for tile, (row, image) in enumerate(twins):
+        pair = row + tile * ROWS
+        same = caption_of[pair] == caption_of[image]
+        counts.scatter_add_(0, pair[same], torch.ones_like(pair[same]))
+    return counts
+
+
+def _look_alikes(vectors: Tensor, twins: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Similarities and indices `[n, k]` of the nearest images, near-duplicates left out."""
     k = min(NEIGHBOURS, len(vectors) - 1)
     values, indices = [], []
-    for tile, (row, image) in zip(vectors.split(ROWS), copies, strict=True):
+    for tile, (row, image) in zip(vectors.split(ROWS), twins, strict=True):
         similarity = (tile @ vectors.T).float()
         similarity[row, image] = -2.0
         top = similarity.topk(k, dim=1)

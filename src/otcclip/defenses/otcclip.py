@@ -7,7 +7,7 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
 1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of
    twelve views: a p-value. Pairs at or below ALPHA are trusted.
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
-   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) reach ALPHA_ENTER.
+   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) reach ALPHA.
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
    over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
    in sight.
@@ -51,8 +51,7 @@ class OTCClip:
     """`--defense otcclip`.
 
     Args:
-        alpha: level at which evidence alone admits a pair: the expected share of wrong pairs let in, at most.
-        alpha_enter: level at which evidence and model together admit a pair later.
+        alpha: level of every decision: the expected share of wrong pairs that it lets in, at most.
         first_refresh, refresh: the model is asked first after so many training epochs, then every so many.
         grow: whether pairs may enter after the start. repair: whether images may learn under a matched caption.
         unlikely: p-value from which an own caption counts as random. confident: the model's softmax share for a match.
@@ -66,7 +65,6 @@ class OTCClip:
     def __init__(
         self,
         alpha: float = 0.02,
-        alpha_enter: float = 0.01,
         confident: float = 0.5,
         unlikely: float = 0.2,
         first_refresh: int = 4,
@@ -78,13 +76,13 @@ class OTCClip:
         local_share: float = 0.5,
         warmup_epochs: int = 0,
     ) -> None:
-        self.alpha, self.alpha_enter, self.confident, self.unlikely = alpha, alpha_enter, confident, unlikely
+        self.alpha, self.confident, self.unlikely = alpha, confident, unlikely
         self.first_refresh, self.refresh, self.repair, self.grow = first_refresh, refresh, repair, grow
         self.lambda_ot, self.lambda_view, self.local_share = lambda_ot, lambda_view, local_share
         self.warmup_epochs = warmup_epochs
         self._warming_up = False
         self._own: Tensor | None = None
-        self._votes = torch.empty(0)
+        self._votes = self._copies = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -109,9 +107,9 @@ class OTCClip:
     def _gather_evidence(self, pairs: TrainingPairs) -> None:
         """Step 1: trust what look-alikes bear out."""
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
-        self._own, self._votes = evidence.own, evidence.votes
-        self._suspicion = evidence.own.clone()
-        trusted = evidence.own <= self.alpha
+        self._own, self._votes, self._copies = evidence.own, evidence.votes, evidence.copies
+        self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
+        trusted = self._suspicion <= self.alpha
         if int(trusted.sum()) < MIN_TRUSTED:
             raise UserError(
                 f"otcclip: look-alikes bear out only {int(trusted.sum())} of {len(pairs)} pairs at alpha {self.alpha}; "
@@ -138,8 +136,8 @@ class OTCClip:
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
         share = torch.exp(log_share / len(WORST_VIEWS))
         confidence, best = torch.softmax(log_odds / len(WORST_VIEWS), dim=1).max(dim=1)
-        p = combined_p(self._own[outside], share)
-        enters = (p <= self.alpha_enter) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
+        p = (combined_p(self._own[outside], share) * self._copies[outside]).clamp(max=1.0)
+        enters = (p <= self.alpha) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
         agreement = torch.from_numpy(caption_agreement(pairs.tokens))
         seconded = (
             support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
@@ -176,7 +174,9 @@ class OTCClip:
     def state_dict(self) -> dict[str, Any]:
         if self._own is None:
             return {}
-        return {name: getattr(self, f"_{name}") for name in ("own", "votes", "action", "caption", "suspicion")}
+        return {
+            name: getattr(self, f"_{name}") for name in ("own", "copies", "votes", "action", "caption", "suspicion")
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():

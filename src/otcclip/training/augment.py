@@ -27,9 +27,9 @@ class Augment:
         flip: probability of mirroring.
     """
 
-    shift: float = 0.06
-    zoom: float = 0.1
-    rotate: float = 0.1
+    shift: float = 0.04
+    zoom: float = 0.08
+    rotate: float = 0.06
     colour: float = 0.2
     grey: float = 0.0
     blur: float = 0.0
