@@ -59,9 +59,7 @@ def _square(colour: str, x: int = 0) -> dict[str, str]:
     return {"body": f'<rect x="{x}" width="32" height="64" fill="{colour}"/>'}
 
 
-def _style(
-    root: Path, style: str, icons: dict, aliases: dict | None = None, chars: dict | None = None
-) -> None:
+def _style(root: Path, style: str, icons: dict, aliases: dict | None = None, chars: dict | None = None) -> None:
     folder = root / "@iconify-json" / style
     _write(folder / "package.json", {"version": VERSIONS[style], "license": "MIT"})
     licence = {"title": "CC BY 4.0", "spdx": "CC-BY-4.0", "url": "https://example.org/by"}

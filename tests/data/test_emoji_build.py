@@ -95,9 +95,7 @@ def test_index_captions_and_hashes_agree_with_the_shards(built: Path) -> None:
 def test_the_card_names_every_package_and_licence(built: Path, spec: EmojiSpec) -> None:
     card = json.loads((built / "card.json").read_text("utf-8"))
     assert card["counts"] == {"pairs": 18, "names": 7, "plain_pairs": 16, "plain_names": 5}
-    assert {(p["name"], p["version"]) for p in card["packages"]} == {
-        (p.name, p.version) for p in spec.packages
-    }
+    assert {(p["name"], p["version"]) for p in card["packages"]} == {(p.name, p.version) for p in spec.packages}
     text = (built / "card.md").read_text("utf-8")
     for package in spec.packages:
         assert f"| {package.name} | {package.version} |" in text

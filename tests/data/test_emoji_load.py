@@ -34,10 +34,7 @@ def test_the_style_held_out_is_the_test_part(corpus: Path) -> None:
     assert split.train.images.shape == (11, 48, 48, 3)
     assert list(split.train.keys) == sorted(split.train.keys)
     assert split.names == tuple(sorted(set(split.train.labels) | set(split.test.labels)))
-    assert (
-        split.train.captions[split.train.keys.index("noto_1f43b-200d-2744-fe0f")]
-        == "polar bear | animal, arctic"
-    )
+    assert split.train.captions[split.train.keys.index("noto_1f43b-200d-2744-fe0f")] == "polar bear | animal, arctic"
     assert (split.hold_out, split.left_out) == ("twemoji", ())
 
 

@@ -48,9 +48,7 @@ def test_npm_installs_exact_versions_without_scripts(
     assert wanted["@iconify-json/noto"] == "1.2.9"
 
 
-def test_npm_failing_is_one_line(
-    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, spec: EmojiSpec
-) -> None:
+def test_npm_failing_is_one_line(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, spec: EmojiSpec) -> None:
     said = "npm warn x\nnpm error code E404\nnpm error 404 Not Found - @iconify-json/noto@1.2.9\n"
     said += "npm error A complete log"
     run_npm(monkeypatch, tree, 1, said)
@@ -60,9 +58,7 @@ def test_npm_failing_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "problem", [subprocess.TimeoutExpired("npm", 600), PermissionError(13, "Permission denied")]
-)
+@pytest.mark.parametrize("problem", [subprocess.TimeoutExpired("npm", 600), PermissionError(13, "Permission denied")])
 def test_npm_hanging_or_not_running(
     problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: EmojiSpec
 ) -> None:

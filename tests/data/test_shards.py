@@ -26,8 +26,7 @@ def png(colour: int = 0, size: int = 8) -> bytes:
 
 def pairs(n: int = 4, start: int = 0) -> list[Pair]:
     return [
-        Pair(f"k{i:03d}", png(i), f"caption {i}", f"name {i % 2}", {"source": "noto"})
-        for i in range(start, start + n)
+        Pair(f"k{i:03d}", png(i), f"caption {i}", f"name {i % 2}", {"source": "noto"}) for i in range(start, start + n)
     ]
 
 
@@ -65,9 +64,7 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A real refusal by the kernel, in the middle of the tar: the process may not write past 8 kB."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -176,9 +173,7 @@ def test_bad_pairs_are_skipped_with_their_reason(tmp_path: Path) -> None:
     assert {record.shard for record in skipped} == {str(path)}
 
 
-def test_member_names_are_keys_and_nothing_is_extracted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_member_names_are_keys_and_nothing_is_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = tmp_path / "in"
     inside.mkdir()
     monkeypatch.chdir(inside)

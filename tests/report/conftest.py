@@ -160,15 +160,10 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             place.mkdir(exist_ok=True)
             lines = edited("history", history(row))
             (place / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            write_parquet(
-                place / "gallery.parquet", edited("gallery", gallery(row["defense"], images)), GALLERY
-            )
+            write_parquet(place / "gallery.parquet", edited("gallery", gallery(row["defense"], images)), GALLERY)
             if row["defense"] != "clip":
                 write_parquet(place / "pairs.parquet", edited("pairs", pairs()), PAIRS)
-        poison = [
-            {"key": f"train-{i}", "attack": "badnets", "original_caption": f"first words {i}"}
-            for i in range(5)
-        ]
+        poison = [{"key": f"train-{i}", "attack": "badnets", "original_caption": f"first words {i}"} for i in range(5)]
         write_parquet(folder / "poison.parquet", edited("poison", poison), POISON)
         (folder / "results.json").write_text(json.dumps(rows))
         default = {"corpus": "emoji", "hold_out": "twemoji", "seed": 0, "versions": {"torch": "2.14.1"}}

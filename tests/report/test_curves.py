@@ -55,9 +55,7 @@ def test_only_warm_up_is_shaded(make_run: Make, a_result: Callable[..., dict[str
     assert all("--shade" not in p.svg and not p.note for p in panels(run))
 
 
-def test_a_run_of_one_epoch_still_shows_a_point(
-    make_run: Make, a_result: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_run_of_one_epoch_still_shows_a_point(make_run: Make, a_result: Callable[..., dict[str, Any]]) -> None:
     drawn = panels(load_run(make_run(rows=[a_result("clip", epochs=1)], images=1)))
     assert "<use" in drawn[0].svg
 

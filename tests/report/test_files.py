@@ -33,9 +33,7 @@ def test_a_broken_file_is_named(make_run: Make, name: str, damage: str) -> None:
     run = make_run()
     path = run / name
     whole = path.read_bytes()
-    path.write_bytes(
-        {"cut": whole[: len(whole) // 2], "binary": b"\xff\xfe\x00PAR1" * 9, "empty": b""}[damage]
-    )
+    path.write_bytes({"cut": whole[: len(whole) // 2], "binary": b"\xff\xfe\x00PAR1" * 9, "empty": b""}[damage])
     if name.endswith("jsonl") and damage == "empty":
         write_report(run)  # no epochs is a run without curves, not a broken one
         return
@@ -82,19 +80,13 @@ def test_results_must_be_a_list_of_objects(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_interval_is_computed(tmp_path: Path, a_result: Callable[..., dict[str, Any]]) -> None:
-    (tmp_path / "results.json").write_text(
-        json.dumps([a_result("clip", attacks={"t": {"asr": 0.0, "n": 16}})])
-    )
+    (tmp_path / "results.json").write_text(json.dumps([a_result("clip", attacks={"t": {"asr": 0.0, "n": 16}})]))
     rate = load_results(tmp_path)[0].attacks["t"]
     assert rate.high == pytest.approx(0.1936, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("key", "size"), [("peak_memory_mib", 2**21), ("peak_memory", 2), ("peak_rss_gib", 2**31)]
-)
-def test_peak_memory_units(
-    tmp_path: Path, a_result: Callable[..., dict[str, Any]], key: str, size: float
-) -> None:
+@pytest.mark.parametrize(("key", "size"), [("peak_memory_mib", 2**21), ("peak_memory", 2), ("peak_rss_gib", 2**31)])
+def test_peak_memory_units(tmp_path: Path, a_result: Callable[..., dict[str, Any]], key: str, size: float) -> None:
     (tmp_path / "results.json").write_text(json.dumps([a_result("clip", **{key: 2})]))
     assert load_results(tmp_path)[0].peak_memory == size
 

@@ -73,9 +73,7 @@ def section(text: str, heading: str) -> str:
     return text[start : text.find("<h2>", start + 4)]
 
 
-HOSTILE = (
-    "<script>alert(1)</script>\"><img src=x onerror=alert(2)>' onload='x {{7*7}} </style>\x1b[31m\x00\u202e"
-)
+HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>' onload='x {{7*7}} </style>\x1b[31m\x00\u202e"
 
 
 def hostile_run(make_run: Make, a_result: Row) -> Path:
@@ -105,9 +103,7 @@ def test_hostile_text_stays_text(make_run: Make, a_result: Row) -> None:
             name,
         )
         if name in ("src", "href", "xlink:href"):
-            assert re.match(r"data:image/(png|webp);base64,[A-Za-z0-9+/=]+$|data:,$|#[\w-]+$", value), value[
-                :80
-            ]
+            assert re.match(r"data:image/(png|webp);base64,[A-Za-z0-9+/=]+$|data:,$|#[\w-]+$", value), value[:80]
         if name == "style":
             assert "alert" not in value
     assert text.count("<style>") == text.count("</style>") == 1
@@ -163,9 +159,7 @@ def test_the_example_does_not_flatter_a_defence_that_lost(make_run: Make, a_resu
     """Of the undefended model's failures the first is shown, not the first that the defence got right."""
 
     def header(name: str, asr: float) -> str:
-        rows = [
-            a_result(d, attacks={"badnets": a_rate(a, 1000)}) for d, a in (("clip", 0.96), ("otcclip", asr))
-        ]
+        rows = [a_result(d, attacks={"badnets": a_rate(a, 1000)}) for d, a in (("clip", 0.96), ("otcclip", asr))]
         return read(make_run(name=name, rows=rows))[0].split("<main>")[0].split('class="example"')[1]
 
     won, lost = header("won", 0.001), header("lost", 0.9)

@@ -23,8 +23,7 @@ def lines(story: Story) -> list[str]:
 def test_a_defence_that_won(make_run: Make) -> None:
     story = tell(load_run(make_run("clip", "otcclip")))
     assert lines(story) == [
-        "Undefended, a patch of 6×6 pixels turns 96.0 % of the test images into “banana”. "
-        "With otcclip: 0.1 %.",
+        "Undefended, a patch of 6×6 pixels turns 96.0 % of the test images into “banana”. With otcclip: 0.1 %.",
         "Undefended, 16 of 16 targeted images are read as the attacker’s class. With otcclip: 0 of 16.",
         "Top-1 accuracy with otcclip: 50.4 % against 47.1 % undefended (3.3 points more).",
     ]

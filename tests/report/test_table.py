@@ -27,9 +27,7 @@ def test_three_runs_fit_eighty_characters(tmp_path: Path, a_result: Row) -> None
     assert "…" not in text and all(len(line) <= 80 for line in text.splitlines())
     for part in ("96.0 %", "95.0–97.0 %", "n = 1,000", "n = 16", "never poisoned 0 %", "900/1,000"):
         assert part in text
-    assert (
-        "badnets 9/90" in text and "6 min 21 s" in text and "Peak memory" not in text and "Seed" not in text
-    )
+    assert "badnets 9/90" in text and "6 min 21 s" in text and "Peak memory" not in text and "Seed" not in text
 
 
 def test_optional_columns_appear_with_their_data(tmp_path: Path, a_result: Row) -> None:

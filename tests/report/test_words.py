@@ -49,9 +49,7 @@ def test_wilson_matches_the_published_example() -> None:
 
 
 def test_quantities_read_as_people_write_them() -> None:
-    plain = [
-        s.replace("\u202f", " ") for s in (duration(45), duration(381.2), duration(7300), duration(None))
-    ]
+    plain = [s.replace("\u202f", " ") for s in (duration(45), duration(381.2), duration(7300), duration(None))]
     assert plain == ["45 s", "6 min 21 s", "2 h 01 min", "–"]
     assert [m.replace("\u202f", " ") for m in (memory(2**29), memory(3 * 2**30), memory(None))] == [
         "512 MiB",

@@ -54,8 +54,7 @@ def test_sharp_gradient_is_not_the_plan(both):
     sets = [FeatureSets(v, o) for v, o in zip(both, (P_OFFSETS, T_OFFSETS), strict=True)]
     kinds = ("sharp", "entropic")
     sharp, envelope = (
-        torch.autograd.grad(pair_costs(*sets, iterations=200, ranking=kind).value.sum(), both[0])[0]
-        for kind in kinds
+        torch.autograd.grad(pair_costs(*sets, iterations=200, ranking=kind).value.sum(), both[0])[0] for kind in kinds
     )
     assert (sharp - envelope).norm() > 0.02 * envelope.norm()
 

@@ -32,11 +32,7 @@ def test_take_concatenate_and_pooled(ragged):
     sets = ragged([3, 1, 5])
     picked = sets.take([2, 0, 2, -2])
     assert picked.sizes.tolist() == [5, 3, 5, 1]
-    assert (
-        torch.equal(picked[1], sets[0])
-        and torch.equal(picked[2], sets[2])
-        and torch.equal(picked[3], sets[1])
-    )
+    assert torch.equal(picked[1], sets[0]) and torch.equal(picked[2], sets[2]) and torch.equal(picked[3], sets[1])
     assert torch.equal(sets.take(torch.tensor([True, False, True])).values, sets.take([0, 2]).values)
     assert len(sets.take([])) == 0
     joined = FeatureSets.concatenate([sets, picked])

@@ -39,9 +39,7 @@ def test_order_inside_a_set_does_not_matter(sets, epsilon, random):
     x, y = sets
     shuffled = FeatureSets.from_list([v[torch.tensor(random.sample(range(len(v)), len(v)))] for v in map(x.__getitem__, range(len(x)))])  # noqa: E501  # fmt: skip
     kwargs = {"epsilon": epsilon, "iterations": 15}
-    assert torch.allclose(
-        pair_costs(x, y, **kwargs).value, pair_costs(shuffled, y, **kwargs).value, atol=EXACT
-    )
+    assert torch.allclose(pair_costs(x, y, **kwargs).value, pair_costs(shuffled, y, **kwargs).value, atol=EXACT)
 
 
 @fast

@@ -57,9 +57,7 @@ def test_a_batch_may_mix_forms(ragged, reference, monkeypatch):
     used = []
     for form in (sinkhorn._Scaling, sinkhorn._Log):
         start = form.__init__
-        monkeypatch.setattr(
-            form, "__init__", lambda s, *a, start=start: (used.append(type(s)), start(s, *a))[1]
-        )
+        monkeypatch.setattr(form, "__init__", lambda s, *a, start=start: (used.append(type(s)), start(s, *a))[1])
     found = pair_costs(x, y, epsilon=0.02, iterations=50)
     assert used.count(sinkhorn._Log) and used.count(sinkhorn._Scaling)
     want = [reference(x[i], y[i], 0.02, 50)[0] for i in range(3)]
@@ -98,9 +96,7 @@ def test_tolerance_stops_each_pair_on_its_own(ragged):
     assert found.iterations.min() < found.iterations.max()
     assert torch.equal(found.converged, found.marginal_error <= 1e-4)
     assert (found.iterations[~found.converged] == 60).all() and found.converged.any()
-    alone = [
-        pair_costs(x.take([i]), y.take([i]), epsilon=0.02, iterations=60, tolerance=1e-4) for i in range(18)
-    ]
+    alone = [pair_costs(x.take([i]), y.take([i]), epsilon=0.02, iterations=60, tolerance=1e-4) for i in range(18)]
     assert torch.equal(found.iterations, torch.cat([one.iterations for one in alone]))
     assert torch.allclose(found.value, torch.cat([one.value for one in alone]), atol=1e-6)
 
@@ -121,9 +117,7 @@ def test_sharp_is_the_cost_of_the_plan(ragged):
     x, y = ragged(P_SIZES, seed=13), ragged(T_SIZES, seed=14)
     plans = plan(x, y, epsilon=0.05, iterations=30)
     want = torch.stack([(m * (1 - x[i] @ y[i].T)).sum() for i, m in enumerate(plans)])
-    assert torch.allclose(
-        pair_costs(x, y, epsilon=0.05, iterations=30, ranking="sharp").value, want, atol=1e-6
-    )
+    assert torch.allclose(pair_costs(x, y, epsilon=0.05, iterations=30, ranking="sharp").value, want, atol=1e-6)
     every = all_costs(x, y, epsilon=0.05, iterations=30, ranking="sharp").value
     assert torch.allclose(every.diag(), want, atol=1e-6)
 
