@@ -1,0 +1,267 @@
+"""One run on a small corpus, from shards to the files of docs/formats.md; reused, resumed, begun anew."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from otcclip.errors import UserError
+from otcclip.models import load_two_tower
+from otcclip.training import experiment
+from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment
+
+POISON = {"badnets": 90, "targeted": 240}
+# As docs/formats.md has them.
+# fmt: off
+GALLERY_COLUMNS = (
+    "attack", "key", "image", "clean_image", "true_name", "target", "clean_prediction", "prediction", "confidence",
+)
+PAIRS_COLUMNS = ("key", "image", "caption", "new_caption", "action", "suspicion", "attack", "true_name")
+# fmt: on
+TRAIN = 120 + POISON["targeted"]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A run silences the root logger and sets the threads of its process, which here is everybody's."""
+    level, threads = logging.getLogger().level, torch.get_num_threads()
+    yield
+    logging.getLogger().setLevel(level)
+    torch.set_num_threads(threads)
+
+
+def spec_of(corpus: Path, out: Path, **changed: Any) -> RunSpec:
+    return replace(RunSpec(str(corpus), str(out), "clip", hold_out="twemoji", epochs=2, batch_size=64), **changed)
+
+
+@pytest.fixture(scope="module")
+def spec(small_emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    return spec_of(small_emoji, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def result(spec: RunSpec) -> dict[str, Any]:
+    return run_experiment(spec)
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def picture(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_result(spec: RunSpec, result: dict[str, Any]) -> None:
+    assert json.loads((spec.folder / "result.json").read_text()) == result
+    expected = {"defense": "clip", "seed": 0, "epochs": 2, "clean_asr": None, "pairs_total": TRAIN, "pairs_kept": TRAIN}
+    assert {name: result[name] for name in expected} == expected
+    assert result["poison_total"] == result["poison_kept"] == POISON
+    assert 0 <= result["top1"] <= result["top5"] <= 1
+    assert result["metrics"] == {"acc1": result["top1"], "acc5": result["top5"]}
+    assert result["dataset"] == "emoji/twemoji" and result["task"] == "zeroshot_classification"
+    assert result["model"] == "otcclip-tiny" and Path(result["pretrained"]).exists()
+    assert {name: rate["n"] for name, rate in result["attacks"].items()} == {"badnets": 23, "targeted": 16}
+    for rate in result["attacks"].values():
+        assert rate["low"] <= rate["asr"] <= rate["high"]
+
+
+def test_history(spec: RunSpec, result: dict[str, Any]) -> None:
+    history = history_of(spec.folder)
+    assert [line["epoch"] for line in history] == [0, 1]
+    for line in history:
+        assert line["phase"] == "train" and np.isfinite(line["loss"]) and line["terms"].keys() == {"clip"}
+        assert (line["kept"], line["repaired"], line["held_back"]) == (TRAIN, 0, 0)
+        assert line["poison_kept"] == POISON and "trust_auroc" not in line
+    assert history[0]["seconds"] < history[1]["seconds"]
+    assert {name: history[-1][name] for name in ("top1", "top5", "attacks")} == {
+        name: result[name] for name in ("top1", "top5", "attacks")
+    }
+
+
+def test_gallery(spec: RunSpec, result: dict[str, Any]) -> None:
+    rows = pq.read_table(spec.folder / "gallery.parquet").to_pylist()
+    assert all(tuple(row) == GALLERY_COLUMNS for row in rows)
+    by_attack = {name: [row for row in rows if row["attack"] == name] for name in POISON}
+    assert {name: len(found) for name, found in by_attack.items()} == {"badnets": 23, "targeted": 16}
+    for name, found in by_attack.items():
+        rate = np.mean([row["prediction"] == row["target"] for row in found])
+        assert rate == pytest.approx(result["attacks"][name]["asr"])
+        for row in found:
+            assert row["target"] != row["true_name"]
+            same = np.array_equal(picture(row["image"]), picture(row["clean_image"]))
+            assert same is (name == "targeted") and picture(row["image"]).shape == (64, 64, 3)
+
+
+def test_pairs(spec: RunSpec, result: dict[str, Any]) -> None:
+    rows = pq.read_table(spec.folder / "pairs.parquet").to_pylist()
+    assert all(tuple(row) == PAIRS_COLUMNS for row in rows)
+    setting = make_setting(spec, 64)
+    assert {(row["key"], row["attack"]) for row in rows} == {(r.key, r.attack) for r in setting.records}
+    row_of = {key: i for i, key in enumerate(setting.train.keys)}
+    for row in rows[::37]:
+        i = row_of[row["key"]]
+        assert np.array_equal(picture(row["image"]), setting.train.images[i])
+        assert (row["caption"], row["true_name"]) == (setting.train.captions[i], setting.train.labels[i])
+        assert row["action"] == "keep" and row["new_caption"] is None and np.isnan(row["suspicion"])
+
+
+def test_the_model_is_open_clips(spec: RunSpec, result: dict[str, Any]) -> None:
+    """And it is the trained one: it answers as the gallery says."""
+    model = load_two_tower(spec.folder, "otcclip-tiny").eval()
+    plain = open_clip.create_model("otcclip-tiny", pretrained=str(spec.folder / "open_clip_model.safetensors"))
+    mine = model.clip.state_dict()
+    assert all(torch.equal(value, mine[name]) for name, value in plain.state_dict().items())
+    names = make_setting(spec, 64).split.names
+    with torch.no_grad():
+        text = model.text(model.tokenize(list(names))).pooled
+    rows = pq.read_table(spec.folder / "gallery.parquet").to_pylist()
+    images = torch.from_numpy(np.stack([picture(row["image"]) for row in rows])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        said = (model.image(images.float() / 255).pooled @ text.T).argmax(1)
+    agree = np.mean([names[k] == row["prediction"] for k, row in zip(said.tolist(), rows, strict=True)])
+    assert agree > 0.8  # there in bfloat16, here in float32
+
+
+def test_tensorboard_and_nothing_left_over(spec: RunSpec, result: dict[str, Any]) -> None:
+    assert {p.name for p in spec.folder.iterdir()} == {
+        "spec.json",
+        "history.jsonl",
+        "result.json",
+        "gallery.parquet",
+        "pairs.parquet",
+        "checkpoint",
+        "tensorboard",
+        "open_clip_model.safetensors",
+        "open_clip_config.json",
+        "local_head.safetensors",
+    }
+    assert [p.name for p in (spec.folder / "checkpoint").iterdir()] == ["last.pt"]
+    assert list((spec.folder / "tensorboard").glob("events*"))
+
+
+def test_a_finished_run_is_reused(spec: RunSpec, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(experiment, "create_two_tower", never)
+    assert run_experiment(spec) == result
+    assert run_experiment(replace(spec, threads=2)) == result, "how many threads is no part of what a run is"
+
+
+def test_a_changed_spec_starts_anew(small_emoji: Path, tmp_path: Path) -> None:
+    first = spec_of(small_emoji, tmp_path, epochs=1)
+    run_experiment(first)
+    (first.folder / "stale").write_text("of the run before")
+    second = replace(first, seed=1)
+    assert run_experiment(second)["seed"] == 1
+    assert len(history_of(second.folder)) == 1 and not (second.folder / "stale").exists()
+
+
+def test_a_folder_that_no_run_made_is_not_cleared(small_emoji: Path, tmp_path: Path) -> None:
+    spec = spec_of(small_emoji, tmp_path, epochs=1)
+    spec.folder.mkdir(parents=True)
+    (spec.folder / "thesis.txt").write_text("years of work")
+    run_experiment(spec)
+    assert (spec.folder / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_cut_off_goes_on(
+    spec: RunSpec, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, real = replace(spec, out=str(tmp_path)), experiment.save_state
+
+    def save_and_die(path: Path, state: dict[str, Any]) -> None:
+        real(path, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "save_state", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(cut)
+    monkeypatch.setattr(experiment, "save_state", real)
+    assert len(history_of(cut.folder)) == 1 and not (cut.folder / "result.json").exists()
+    again = run_experiment(cut)
+
+    def timeless(line: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in line.items() if k not in ("seconds", "peak_memory_mib", "pretrained")}
+
+    assert timeless(again) == timeless(result)
+    mine, theirs = history_of(cut.folder), history_of(spec.folder)
+    assert [timeless(line) for line in mine] == [timeless(line) for line in theirs]
+    weights = "open_clip_model.safetensors"
+    assert (cut.folder / weights).read_bytes() == (spec.folder / weights).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_one_line(small_emoji: Path, tmp_path: Path) -> None:
+    spec = spec_of(small_emoji, tmp_path)
+    experiment.write_json(spec.folder / "spec.json", spec.identity())
+    (spec.folder / "checkpoint").mkdir()
+    (spec.folder / "checkpoint" / "last.pt").write_bytes(b"half a checkpo")
+    with pytest.raises(UserError, match=r"last\.pt: checkpoint cannot be read"):
+        run_experiment(spec)
+
+
+def test_a_defence_that_judges(small_emoji: Path, tmp_path: Path) -> None:
+    """Its verdicts are held against the truth: in the history, and in the pairs it distrusted or let through."""
+    spec = spec_of(small_emoji, tmp_path, defense="otcclip", options={"alpha": 0.1}, name="loose")
+    result = run_experiment(spec)
+    assert result["defense"] == "loose" and spec.folder.name == "loose"
+    last = history_of(spec.folder)[-1]
+    assert last["kept"] + last["repaired"] + last["held_back"] == TRAIN
+    assert last["terms"].keys() >= {"clip", "ot"} and last["trust_auroc"].keys() == POISON.keys()
+    assert all(0 <= auroc <= 1 for auroc in last["trust_auroc"].values())
+    assert (result["pairs_kept"], result["pairs_repaired"]) == (last["kept"], last["repaired"])
+    assert result["poison_kept"] == last["poison_kept"]
+    rows = pq.read_table(spec.folder / "pairs.parquet").to_pylist()
+    count = {action: sum(row["action"] == action for row in rows) for action in ("keep", "re-pair", "hold-back")}
+    assert count["keep"] == sum(result["poison_kept"].values()), "of the pairs kept only the poison is shown"
+    assert (count["re-pair"], count["hold-back"]) == (last["repaired"], last["held_back"])
+    assert all((row["new_caption"] is not None) is (row["action"] == "re-pair") for row in rows)
+    assert all(np.isfinite(row["suspicion"]) for row in rows)
+
+
+def test_the_clean_reference(small_emoji: Path, tmp_path: Path) -> None:
+    """The same pairs without poison, tried under the same triggers."""
+    spec = clean_reference(spec_of(small_emoji, tmp_path, epochs=1, defense="otcclip-paper"))
+    poisoned, clean = make_setting(replace(spec, poisoned=True), 64), make_setting(spec, 64)
+    assert clean.plans == poisoned.plans and not clean.records
+    assert clean.train.keys == clean.split.train.keys and len(clean.train) == 120
+    result = run_experiment(spec)
+    assert result["defense"] == "clip-clean" == spec.folder.name
+    assert result["pairs_total"] == 120 and result["poison_total"] == {} and result["attacks"].keys() == POISON.keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"defense": "nothing"}, "unknown defence 'nothing'"),
+        ({"attacks": ("badnet",)}, "unknown attack 'badnet'; did you mean 'badnets'"),
+        ({"target": "bananas"}, "target 'bananas' is not among .*did you mean 'banana'"),
+        ({"hold_out": "wingdings"}, "unknown style 'wingdings'"),
+        ({"model": "otcclip-huge"}, "open_clip knows no such model"),
+        ({"options": {"colour": 1}}, "'colour'"),
+    ],
+)
+def test_what_does_not_exist_is_one_line(changed: dict[str, Any], says: str, small_emoji: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        run_experiment(spec_of(small_emoji, tmp_path, **changed))
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("result.json"))
+
+
+def test_evaluated_about_eight_times_and_at_the_end() -> None:
+    """The spec of the demo: sixteen epochs, eight evaluations."""
+    for total, times in ((1, 1), (3, 3), (8, 8), (16, 8), (17, 9), (100, 9)):
+        evaluated = [epoch for epoch in range(total) if experiment._is_evaluated(epoch, total)]
+        assert evaluated[-1] == total - 1 and len(evaluated) == times
