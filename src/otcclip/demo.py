@@ -148,9 +148,9 @@ def _announce(name: str, history: list[dict[str, Any]], printed: dict[int, int],
     for line in history:
         if "top1" in line and line["epoch"] > printed.get(i, -1):
             rates = "  ".join(f"{a} ASR {r['asr']:.1%}" for a, r in line["attacks"].items())
-            console.print(
-                f"{name:>14}  epoch {line['epoch'] + 1:>2}  top-1 {line['top1']:.1%}  {rates}  {line['seconds']:.0f} s"
-            )
+            head = f"{name:>14}  epoch {line['epoch'] + 1:>2}  top-1 {line['top1']:.1%}"
+            # One line an epoch also where a log file is 80 columns wide.
+            console.print(f"{head}  {rates}  {line['seconds']:.0f} s", soft_wrap=True)
             printed[i] = line["epoch"]
 
 
