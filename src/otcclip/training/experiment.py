@@ -38,6 +38,7 @@ from otcclip.training.judge import Judge, png
 from otcclip.training.loop import EpochReport, TrainConfig, Trainer
 
 SHOWN_PAIRS = 2000
+CHECKPOINT_SECONDS = 30.0  # training that a kill may cost; a checkpoint of 100 MB every epoch would cost 3 %
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def run_experiment(spec: RunSpec) -> dict[str, Any]:
     trainer = Trainer(model, make_defense(spec.defense, **spec.options), pairs, config)
     judge = Judge(setting.split.test, setting.split.names, setting.attacks, setting.plans)
     history = _resume(folder, spec, trainer)
+    saved = float("-inf")  # the first epoch is saved at once: it holds the evidence, the costly part to lose
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=trainer.epoch)
     for report in trainer.epochs():
         line = {**_line(report), **_verdict(trainer, pairs, setting)}
@@ -131,7 +133,9 @@ def run_experiment(spec: RunSpec) -> dict[str, Any]:
         history.append(line)
         _to_board(board, line)
         write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        save_state(folder / "checkpoint" / "last.pt", {**trainer.state_dict(), "history": json.dumps(history)})
+        if trainer.seconds - saved >= CHECKPOINT_SECONDS or report.epoch == trainer.total_epochs - 1:
+            save_state(folder / "checkpoint" / "last.pt", {**trainer.state_dict(), "history": json.dumps(history)})
+            saved = trainer.seconds
     board.close()
     model.eval()
     return _finish(spec, trainer, judge, setting, pairs, history)
