@@ -65,3 +65,11 @@ def test_names_are_text_not_commands(tmp_path: Path, a_result: Row) -> None:
     text = shown(tmp_path, [a_result(name, attacks={name: {"asr": 0.5, "n": 9}})], width=120)
     assert "[bold]evil" in text
     assert not set(text) & {"\x1b", "\x07", "\u202e"}
+
+
+def test_a_model_never_poisoned_is_a_reference_and_wins_nothing(tmp_path: Path, a_result: Row) -> None:
+    rows = [a_result(d) for d in ("clip", "otcclip", "clip-clean")]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    *_, defended, reference = grid(load_results(tmp_path)).rows
+    assert {cell.verdict for cell in reference if cell.rate is not None} == {"never poisoned"}
+    assert "never poisoned" not in {cell.verdict for cell in defended}

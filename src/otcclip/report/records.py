@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+NEVER_POISONED = "clip-clean"  # the same training on pairs without poison: a reference, not a defence
 UNDEFENDED = "clip"  # plain CLIP training: the run every defence is measured against
 HOUSE_DEFENSE = "otcclip"
 
@@ -141,7 +142,7 @@ class Run:
 
     def defended(self) -> Result | None:
         """The run the headline is about: otcclip where it was run, else the last named; never the best."""
-        others = [r.defense for r in self.results if r.defense != UNDEFENDED]
+        others = [r.defense for r in self.results if r.defense not in (UNDEFENDED, NEVER_POISONED)]
         if not others:
             return None
         return self.result(HOUSE_DEFENSE if HOUSE_DEFENSE in others else others[-1])

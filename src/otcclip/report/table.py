@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from otcclip.report.files import load_results
-from otcclip.report.records import UNDEFENDED, Rate, Result
+from otcclip.report.records import NEVER_POISONED, UNDEFENDED, Rate, Result
 from otcclip.report.story import verdict
 from otcclip.report.words import NARROW, clean, duration, interval, memory, of, percent, wilson
 
@@ -44,8 +44,10 @@ def _attack_entry(result: Result, name: str, undefended: Result | None) -> Entry
     if rate is None:
         return Entry("–")
     small = f"{interval(rate.low, rate.high)}\nn = {rate.n:,}"
-    if name in result.clean_asr:
+    if name in result.clean_asr and result.defense != NEVER_POISONED:
         small += f"\nnever poisoned {percent(result.clean_asr[name])}"
+    if result.defense == NEVER_POISONED:
+        return Entry(percent(rate.asr), small, "never poisoned", rate)
     word = "undefended" if result.defense == UNDEFENDED else verdict(undefended, result, name)
     return Entry(percent(rate.asr), small, word, rate)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from otcclip.report.images import Album
-from otcclip.report.records import HOUSE_DEFENSE, UNDEFENDED, JudgedPair, Run, Shot
+from otcclip.report.records import HOUSE_DEFENSE, NEVER_POISONED, UNDEFENDED, JudgedPair, Run, Shot
 from otcclip.report.story import AttackWords, describe, verdict
 from otcclip.report.words import clean, percent
 
@@ -120,7 +120,7 @@ def attack_views(run: Run, album: Album) -> list[AttackView]:
     views = []
     for name in names:
         shots = list(_by_key(run, name).values())
-        failed = [s for s in shots[SAMPLE:] if any(s[d].fooled for d in s if d != UNDEFENDED)]
+        failed = [s for s in shots[SAMPLE:] if any(s[d].fooled for d in s if d not in (UNDEFENDED, NEVER_POISONED))]
         views.append(
             AttackView(
                 clean(name, 40),
