@@ -28,9 +28,7 @@ def features(sizes: Sequence[int], dim: int, seed: int, spread: float = 0.5) -> 
     """Sets scattered about one of 64 centres each, as the features of a trained tower are."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(64, dim, generator=torch.Generator().manual_seed(99))
-    owner = torch.repeat_interleave(
-        torch.randint(64, (len(sizes),), generator=generator), torch.tensor(sizes)
-    )
+    owner = torch.repeat_interleave(torch.randint(64, (len(sizes),), generator=generator), torch.tensor(sizes))
     values = centres[owner] + spread * torch.randn(sum(sizes), dim, generator=generator)
     values = torch.nn.functional.normalize(values, dim=1)
     return FeatureSets.from_list(list(values.split(list(sizes))))
@@ -65,9 +63,7 @@ def against_pot(p: int, t: int, iterations: int, n: int = 256, dim: int = 256) -
         def work() -> None:
             for i in range(0, n, 64):
                 s = slice(i, i + 64)
-                ot.solve_batch(
-                    cost[s], EPSILON, a[s], b[s], max_iter=iterations, tol=0.0, method=method, grad="detach"
-                )
+                ot.solve_batch(cost[s], EPSILON, a[s], b[s], max_iter=iterations, tol=0.0, method=method, grad="detach")
 
         return work
 

@@ -85,15 +85,20 @@ def test_shape_and_range(honest: PairStore, of_honest: Evidence) -> None:
     assert (of_honest.votes != torch.arange(n)[:, None]).all(), "an image votes on itself"
 
 
-def by_loops(images: Tensor, tokens: Tensor, caption_of: Tensor) -> np.ndarray:
-    """The share in every view, pair by pair and caption by caption."""
+def by_loops(images: Tensor, tokens: Tensor, caption_of: Tensor) -> tuple[np.ndarray, list[int]]:
+    """The share in every view, pair by pair and caption by caption; and how often each claim is made."""
     agreement = caption_agreement(tokens).astype(np.float64)
     own = caption_of.tolist()
     repeats = [own.count(caption) for caption in range(len(tokens))]
-    out, copies = [], None
+    out: list[list[float]] = []
+    copies, claims = None, []
     for _, vectors in descriptors(images, views()):
         cosine = (vectors @ vectors.T).float().numpy()
-        copies = cosine > 0.95 if copies is None else copies
+        if copies is None:
+            copies = cosine > 0.95
+            claims = [
+                sum(own[j] == own[i] and (j == i or copies[i, j]) for j in range(len(own))) for i in range(len(own))
+            ]
         shares = []
         for i in range(len(images)):
             others = [j for j in range(len(images)) if j != i and not copies[i, j]]
@@ -107,7 +112,7 @@ def by_loops(images: Tensor, tokens: Tensor, caption_of: Tensor) -> np.ndarray:
             equal = sum(abs(liked - liked[own[i]]) <= 1e-7)
             shares.append((better + (equal + 1) / 2) / len(tokens))
         out.append(shares)
-    return np.array(out)
+    return np.array(out), claims
 
 
 def test_is_its_definition(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +124,11 @@ def test_is_its_definition(make_store: Make, monkeypatch: pytest.MonkeyPatch) ->
     images = store.images.copy()
     images[40:44] = images[0]  # five copies of one picture
     captions[5:9] = [captions[5]] * 4
+    captions[41] = captions[43] = captions[0]
     given = tensors(replace(store, images=images, captions=tuple(captions)))
     found = neighbour_evidence(*given)
-    expected = by_loops(*given)
+    expected, claims = by_loops(*given)
+    assert found.copies.tolist() == claims and max(claims) == 3
     # Sums in another order: a near-tie may fall the other way, no more.
     off = np.abs(found.by_view.numpy() - expected) * len(given[1])
     assert (off > 0.01).mean() < 0.06 and off.max() <= 2
@@ -154,9 +161,12 @@ def test_repeating_a_caption_gains_no_weight(honest: PairStore) -> None:
     captions = list(honest.captions)
     for i in lying:
         captions[i] = honest.captions[9]
-    own = evidence_of(replace(honest, captions=tuple(captions))).own
+    given = tensors(replace(honest, captions=tuple(captions)))
+    own = neighbour_evidence(*given).own
     assert own[truthful].median() <= 0.03
     assert own[lying].min() > own[truthful].median()
+    every_voice = neighbour_evidence(*given, share_voice=False).own
+    assert every_voice[lying].median() < every_voice[truthful].median(), "the lie was never loud, nothing is tested"
 
 
 def test_a_patch_is_outvoted_by_the_view_without_it(honest: PairStore) -> None:
@@ -176,6 +186,7 @@ def test_a_patch_is_outvoted_by_the_view_without_it(honest: PairStore) -> None:
 def test_near_duplicates() -> None:
     vectors = torch.nn.functional.normalize(torch.randn(7, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors[5] = vectors[2]
+    vectors[6] = 0  # of a picture like the mean of all: it is a copy of itself nevertheless
     found = [(int(r), int(i)) for tile in near_duplicates(vectors.bfloat16()) for r, i in zip(*tile, strict=True)]
     assert sorted(found) == sorted([*((i, i) for i in range(7)), (2, 5), (5, 2)])
 
@@ -192,6 +203,9 @@ def test_support() -> None:
     # Image 0: caption 0 has 1, caption 1 (1/2 + 1/3) / 2 = 5/12, caption 2 has 1/4, the rest nothing.
     assert asked([0, 3, 1], everybody) == pytest.approx([1 / 5, 1 / 5, 1 / 5])
     assert asked([1, 1, 2], everybody) == pytest.approx([2 / 5, 2 / 5, 2 / 5])
+    # Nearest first 2, 0, 1, 1: caption 0 has 1/2, caption 1 (1/3 + 1/4) / 2; unshared it would have more.
+    order = torch.tensor([[3, 0, 1, 2]])
+    assert support(order, caption_of, everybody, torch.tensor([0]), agreement).tolist() == pytest.approx([2 / 5])
     assert asked([4, 0, 0], everybody) == pytest.approx([4.5 / 5, 4.5 / 5, 4.5 / 5])  # two are equally unliked
     # Without pair 0 nobody speaks for caption 0, and pair 1's caption has one voter less.
     some = torch.tensor([False, True, False, True, False])

@@ -23,6 +23,7 @@ from otcclip.defenses.base import (
     TrainingPairs,
     training_pairs,
 )
+from otcclip.defenses.evidence import neighbour_evidence
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.models.two_tower import Features
@@ -95,6 +96,23 @@ def test_fewer_trusted_at_a_stricter_level(corpus: Corpus, model: TwoTower) -> N
     assert kept[0] < kept[1] < kept[2]
 
 
+def test_a_claim_made_three_times_is_three_tries(make_store: Make, model: TwoTower) -> None:
+    """Three copies of a picture under its own caption: each is as believable as one was, and is held to a third of
+    the level."""
+    store = make_store(256, 32, own_caption=True)
+    images, captions = store.images.copy(), list(store.captions)
+    images[[40, 80]], captions[40], captions[80] = images[0], captions[0], captions[0]
+    pairs = training_pairs(replace(store, images=images, captions=tuple(captions)), model)
+    own = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of).own.double().numpy()
+    defense = OTCClip(alpha=2 * float(own[0]))
+    ask(defense, 0, model, pairs)
+    decided = defense.decisions(pairs)
+    claims = np.ones(256)
+    claims[[0, 40, 80]] = 3
+    np.testing.assert_allclose(decided.suspicion, np.minimum(own * claims, 1), rtol=1e-6)
+    assert (decided.action[[0, 40, 80]] == HOLD_BACK).all() and (own[[0, 40, 80]] <= defense.alpha).all()
+
+
 def test_nothing_to_trust_is_one_line(make_store: Make, model: TwoTower) -> None:
     """With eight captions no share is below 1/8."""
     pairs = training_pairs(make_store(32, 8), model)
@@ -102,29 +120,66 @@ def test_nothing_to_trust_is_one_line(make_store: Make, model: TwoTower) -> None
         ask(OTCClip(), 0, model, pairs)
 
 
-@pytest.fixture
-def truth(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that knows what every picture shows and likes a caption of that thing best, its own if that is true."""
-    generator = torch.Generator().manual_seed(0)
-    own = corpus.pairs.caption_of.numpy()
-    names = sorted({corpus.spoken(c) for c in range(len(corpus.pairs.captions))})
-    thing = F.one_hot(torch.tensor([names.index(corpus.spoken(c)) for c in range(len(corpus.pairs.captions))]), 64)
-    text = F.normalize(thing + 0.1 * torch.randn(len(thing), 64, generator=generator), dim=1)
-    liked = own.copy()
-    for i in corpus.false:
-        same = [c for c in range(len(thing)) if corpus.spoken(c) == corpus.things[i] and c not in own[corpus.false]]
-        liked[i] = same[0]
-    row_of = {image.numpy().tobytes(): i for i, image in enumerate(corpus.pairs.images)}
+@dataclass
+class Oracle:
+    """Stands in for the model: `likes[i]` is the caption that picture i is shown to be nearest to, -1 for all of its
+    own thing alike. `asked` counts how often it was consulted."""
 
-    def images(_: object, given: Tensor, view: object = None) -> Features:
-        pooled = text[liked[[row_of[image.numpy().tobytes()] for image in given]]]
+    corpus: Corpus
+    likes: list[int]
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        pairs = self.corpus.pairs
+        spoken = [self.corpus.spoken(caption) for caption in range(len(pairs.captions))]
+        names = sorted(set(spoken))
+        noise = 0.1 * torch.randn(len(spoken), 64, generator=torch.Generator().manual_seed(0))
+        thing = torch.eye(64)
+        self.text = F.normalize(thing[[names.index(name) for name in spoken]] + noise, dim=1)
+        self.image = torch.stack(
+            [
+                self.text[caption] if caption >= 0 else thing[names.index(name)]
+                for caption, name in zip(self.likes, self.corpus.things, strict=True)
+            ]
+        )
+        self.row = {image.numpy().tobytes(): i for i, image in enumerate(pairs.images)}
+
+    def encode_images(self, _: object, given: Tensor, view: object = None) -> Features:
+        pooled = self.image[[self.row[image.numpy().tobytes()] for image in given]]
         return Features(pooled, FeatureSets.from_dense(pooled[:, None]))
 
-    def captions(_: object, tokens: Tensor) -> Features:
-        return Features(text, FeatureSets.from_dense(text[:, None]))
+    def encode_captions(self, _: object, tokens: Tensor) -> Features:
+        self.asked += 1
+        return Features(self.text, FeatureSets.from_dense(self.text[:, None]))
 
-    monkeypatch.setattr("otcclip.defenses.otcclip.encode_images", images)
-    monkeypatch.setattr("otcclip.defenses.otcclip.encode_captions", captions)
+    def speak(self, patch: pytest.MonkeyPatch) -> Oracle:
+        patch.setattr("otcclip.defenses.otcclip.encode_images", self.encode_images)
+        patch.setattr("otcclip.defenses.otcclip.encode_captions", self.encode_captions)
+        return self
+
+
+def caption_of_thing(corpus: Corpus, thing: str) -> int:
+    """A caption that names `thing` and belongs to a picture of it."""
+    honest = np.setdiff1d(np.arange(256), corpus.false)
+    return next(int(corpus.pairs.caption_of[i]) for i in honest if corpus.things[i] == thing)
+
+
+@pytest.fixture
+def truth(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    """A model that knows what every picture shows, and prefers one true caption where the own is false."""
+    likes = [-1] * 256
+    for i in corpus.false:
+        likes[i] = caption_of_thing(corpus, corpus.things[i])
+    return Oracle(corpus, likes).speak(monkeypatch)
+
+
+@pytest.fixture
+def error(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    """A model as sure, which takes a picture under a false caption for a third thing."""
+    likes = [-1] * 256
+    for i in corpus.false:
+        likes[i] = caption_of_thing(corpus, corpus.things[(i + 3) % 256])
+    return Oracle(corpus, likes).speak(monkeypatch)
 
 
 @pytest.fixture
@@ -137,7 +192,7 @@ def certain(model: TwoTower) -> TwoTower:
 
 
 def test_a_model_that_knows_lets_the_true_in_and_repairs_the_false(
-    corpus: Corpus, certain: TwoTower, truth: None
+    corpus: Corpus, certain: TwoTower, truth: Oracle
 ) -> None:
     defense = OTCClip(first_refresh=2, refresh=3)
     ask(defense, 0, certain, corpus.pairs)
@@ -164,7 +219,7 @@ def test_a_model_that_knows_lets_the_true_in_and_repairs_the_false(
 
 
 @pytest.mark.parametrize("off", ["grow", "repair"])
-def test_growth_and_repair_can_be_switched_off(off: str, corpus: Corpus, certain: TwoTower, truth: None) -> None:
+def test_growth_and_repair_can_be_switched_off(off: str, corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
     defense = OTCClip(first_refresh=1, refresh=1, **{off: False})
     ask(defense, 0, certain, corpus.pairs)
     before = defense.decisions(corpus.pairs).action.copy()
@@ -176,7 +231,7 @@ def test_growth_and_repair_can_be_switched_off(off: str, corpus: Corpus, certain
         assert not (after == REPAIR).any() and (after == KEEP).sum() > (before == KEEP).sum()
 
 
-def test_a_model_without_confidence_repairs_nothing(corpus: Corpus, certain: TwoTower, truth: None) -> None:
+def test_a_model_without_confidence_repairs_nothing(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
     with torch.no_grad():
         certain.clip.logit_scale.fill_(0.0)
     defense = OTCClip(first_refresh=1)
@@ -185,6 +240,30 @@ def test_a_model_without_confidence_repairs_nothing(corpus: Corpus, certain: Two
     decided = defense.decisions(corpus.pairs)
     assert not (decided.action == REPAIR).any()
     assert not (decided.action[corpus.false] == KEEP).any()
+
+
+def test_a_confident_error_is_not_seconded(corpus: Corpus, certain: TwoTower, error: Oracle) -> None:
+    """The look-alikes must bear a match out as they must a caption."""
+    defense = OTCClip(first_refresh=1)
+    for epoch in range(2):
+        ask(defense, epoch, certain, corpus.pairs)
+    assert error.asked == 1 and not (defense.decisions(corpus.pairs).action == REPAIR).any()
+
+
+def test_only_a_caption_that_looks_random_is_replaced(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
+    defense = OTCClip(first_refresh=1, unlikely=1.01)
+    for epoch in range(2):
+        ask(defense, epoch, certain, corpus.pairs)
+    assert truth.asked == 1 and not (defense.decisions(corpus.pairs).action == REPAIR).any()
+
+
+def test_the_model_is_asked_when_it_is_time(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
+    """First after `first_refresh` training epochs, then every `refresh`; warm-up epochs do not count."""
+    defense, asked = OTCClip(first_refresh=2, refresh=3, warmup_epochs=1), []
+    for epoch in range(10):
+        ask(defense, epoch, certain, corpus.pairs)
+        asked.append(truth.asked)
+    assert np.flatnonzero(np.diff([0, *asked])).tolist() == [3, 6, 9]
 
 
 def test_warm_up_shows_no_caption(corpus: Corpus) -> None:

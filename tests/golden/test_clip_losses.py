@@ -22,7 +22,7 @@ CONFIG = TrainConfig(
     epochs=4,
     batch_size=32,
     lr=2e-3,
-    weight_decay=0.5,
+    weight_decay=3.0,
     warmup=0.25,
     grad_clip=1.0,
     precision="fp32",
@@ -30,7 +30,7 @@ CONFIG = TrainConfig(
     caption_crop=0.5,
     augment=Augment(shift=0.06, zoom=0.1, rotate=0.1, colour=0.2, grey=0.1, blur=0.1, flip=0.1),
 )
-GOLDEN = [3.78825, 3.68175, 3.22465]
+GOLDEN = [3.78825, 3.68575, 3.23095]
 
 
 def test_losses_of_undefended_clip(make_store: Callable[..., PairStore]) -> None:

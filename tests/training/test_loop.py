@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_optimiser_groups(model: TwoTower, pairs: TrainingPairs) -> None:
     trainer = Trainer(model, Recorder(), pairs, replace(PLAIN, weight_decay=0.3))
     decay = {id(p): g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
     assert sum(len(g["params"]) for g in trainer.optimizer.param_groups) == len(list(model.parameters())) == len(decay)
+    assert trainer.optimizer.defaults["betas"] == (0.9, 0.98) and trainer.optimizer.defaults["eps"] == 1e-6
     named = dict(model.named_parameters())
     assert {name for name, p in named.items() if decay[id(p)] not in (0.0, 0.3)} == set()
     free = {name for name, p in named.items() if decay[id(p)] == 0.0}
@@ -224,12 +226,13 @@ def test_precision(model: TwoTower, pairs: TrainingPairs) -> None:
 
 
 def test_the_global_generator_is_left_as_it_was(model: TwoTower, pairs: TrainingPairs) -> None:
+    torch.manual_seed(12345)
     before = torch.get_rng_state()
     train(model, pairs, replace(PLAIN, epochs=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-SMALL = {"alpha": 0.08, "alpha_enter": 0.05, "first_refresh": 1, "refresh": 1}
+SMALL = {"alpha": 0.08, "first_refresh": 1, "refresh": 5}
 
 
 def fresh(name: str, pairs: TrainingPairs, seed: int) -> Trainer:
@@ -246,31 +249,32 @@ def test_a_resumed_run_ends_as_one_never_cut(
 ) -> None:
     """Bit by bit: weights, running statistics, optimiser, decisions and losses, whatever else drew from the global
     generator and whatever weights the resuming process started from."""
-    store = make_store(64, 16, own_caption=True)
-    captions = (*store.captions[:48], *store.captions[53:], *store.captions[48:53])  # the last sixteen are false
+    store = make_store(67, 16, own_caption=True)  # a prime: visits never come out even over the pairs in force
+    captions = (*store.captions[:48], *store.captions[53:], *store.captions[48:53])  # the last nineteen are false
     pairs = training_pairs_of(replace(store, captions=captions), model)
+    torch.manual_seed(1)
     whole = fresh(name, pairs, 0)
     start = {k: v.clone() for k, v in whole.model.state_dict().items()}
     reports = list(whole.epochs())
+    weights, one = whole.model.state_dict(), whole.optimizer.state_dict()["state"]
+    assert not torch.equal(weights["clip.text_projection"], start["clip.text_projection"]), "nothing was learned"
 
     first = fresh(name, pairs, 0)
-    next(first.epochs())
-    save_state(tmp_path / "last.pt", first.state_dict())
-    torch.manual_seed(99)
-    second = fresh(name, pairs, 1)
-    second.load_state_dict(load_state(tmp_path / "last.pt"))
-    rest = list(second.epochs())
-
-    assert [r.epoch for r in rest] == [1, 2]
-    assert [(r.loss, r.terms, r.visited) for r in rest] == [(r.loss, r.terms, r.visited) for r in reports[1:]]
-    weights, again = whole.model.state_dict(), second.model.state_dict()
-    assert all(torch.equal(weights[k], again[k]) for k in weights)
-    assert not torch.equal(weights["clip.text_projection"], start["clip.text_projection"]), "nothing was learned"
-    one, two = whole.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"]
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[i][k], two[i][k]) for i in one for k in one[i])
-    for mine, theirs in zip(
-        vars(whole.defense.decisions(pairs)).values(), vars(second.defense.decisions(pairs)).values(), strict=True
-    ):
-        np.testing.assert_array_equal(mine, theirs)
-    assert second.seconds > first.seconds
+    for report in islice(first.epochs(), 2):
+        save_state(tmp_path / f"{report.epoch}.pt", first.state_dict())
+    for cut in (0, 1):
+        torch.manual_seed(99 + cut)
+        second = fresh(name, pairs, 1)
+        second.load_state_dict(load_state(tmp_path / f"{cut}.pt"))
+        rest = list(second.epochs())
+        assert [r.epoch for r in rest] == [1, 2][cut:]
+        assert [(r.loss, r.terms, r.visited) for r in rest] == [
+            (r.loss, r.terms, r.visited) for r in reports[cut + 1 :]
+        ]
+        again, two = second.model.state_dict(), second.optimizer.state_dict()["state"]
+        assert all(torch.equal(weights[k], again[k]) for k in weights)
+        assert one.keys() == two.keys() and all(torch.equal(one[i][k], two[i][k]) for i in one for k in one[i])
+        decided = (vars(run.defense.decisions(pairs)).values() for run in (whole, second))
+        for mine, theirs in zip(*decided, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        assert second.seconds > 0
