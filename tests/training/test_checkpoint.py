@@ -82,3 +82,23 @@ def test_a_failed_write_leaves_the_older_state(tmp_path: Path) -> None:
         save_state(path, {**STATE, "epoch": 5, "trouble": lambda: None})
     assert load_state(path)["epoch"] == 4
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    save_state(path, {"epoch": 1})
+
+    def full(state: object, handle: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos")  # what torch's archive writer says as it closes
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_state(path, {"epoch": 2})
+    monkeypatch.undo()
+    assert load_state(path) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]

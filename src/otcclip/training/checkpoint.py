@@ -12,9 +12,19 @@ from otcclip.errors import UserError
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, lists and dicts of them) atomically."""
+    """Write `state` (tensors, numbers, strings, lists and dicts of them) atomically.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; the checkpoint before this one stays.
+    """
     with atomic_file(path) as handle:
-        torch.save(state, handle)
+        try:
+            torch.save(state, handle)
+        except RuntimeError as error:
+            # torch closes its archive on the way out of a full disk and hides the reason behind its own complaint.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path) -> dict[str, Any]:
