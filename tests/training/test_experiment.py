@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from otcclip.defenses import Clip
+from otcclip.defenses.base import REPAIR, Decisions, TrainingPairs
 from otcclip.errors import UserError
 from otcclip.models import load_two_tower
 from otcclip.training import experiment
@@ -191,8 +193,10 @@ def test_a_run_cut_off_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run_experiment(cut)
     monkeypatch.setattr(experiment, "save_state", real)
-    assert len(history_of(cut.folder)) == 1 and not (cut.folder / "result.json").exists()
+    (before,) = history_of(cut.folder)
+    assert not (cut.folder / "result.json").exists()
     again = run_experiment(cut)
+    assert history_of(cut.folder)[0] == before, "the first epoch was trained again: its seconds differ"
 
     def timeless(line: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in line.items() if k not in ("seconds", "peak_memory_mib", "pretrained")}
@@ -230,6 +234,50 @@ def test_a_defence_that_judges(small_emoji: Path, tmp_path: Path) -> None:
     assert (count["re-pair"], count["hold-back"]) == (last["repaired"], last["held_back"])
     assert all((row["new_caption"] is not None) is (row["action"] == "re-pair") for row in rows)
     assert all(np.isfinite(row["suspicion"]) for row in rows)
+
+
+class Scripted(Clip):
+    """Keeps, re-pairs to the first caption and holds back in turn; suspects poison and honest pairs alike."""
+
+    def decisions(self, pairs: TrainingPairs) -> Decisions:
+        action = (np.arange(len(pairs)) % 3).astype(np.int8)
+        caption_of = np.where(action == REPAIR, 0, pairs.caption_of.numpy())
+        return Decisions(action, caption_of, np.arange(len(pairs)) / len(pairs))
+
+
+def test_verdicts_are_held_against_the_truth(
+    small_emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "make_defense", lambda name: Scripted())
+    monkeypatch.setattr(experiment, "SHOWN_PAIRS", sum(POISON.values()) + 7)
+    spec = spec_of(small_emoji, tmp_path, epochs=1)
+    result = run_experiment(spec)
+    train, records = make_setting(spec, 64).train, make_setting(spec, 64).records
+    attack_of = {record.key: record.attack for record in records}
+    planted = np.array([attack_of.get(key, "") for key in train.keys])
+    rows = np.arange(len(train))
+    (line,) = history_of(spec.folder)
+
+    assert (line["kept"], line["repaired"], line["held_back"]) == (TRAIN / 3,) * 3
+    kept = {name: int(((planted == name) & (rows % 3 == 0)).sum()) for name in POISON}
+    assert line["poison_kept"] == result["poison_kept"] == kept
+    for name in POISON:
+        bad, honest = rows[planted == name], rows[planted == ""]
+        assert line["trust_auroc"][name] == pytest.approx((bad[:, None] > honest).mean())
+    # Re-paired to the first caption of all: right where the picture is of the thing it names.
+    first = min(train.captions)
+    assert line["repair_precision"] == pytest.approx(
+        np.mean([train.labels[i] == first.split(" | ")[0] for i in rows[rows % 3 == 1]])
+    )
+
+    shown = pq.read_table(spec.folder / "pairs.parquet").to_pylist()
+    row_of = {key: i for i, key in enumerate(train.keys)}
+    assert {row["key"] for row in shown} >= set(attack_of) and len(shown) == len(attack_of) + 7
+    for row in shown:
+        i = row_of[row["key"]]
+        assert row["attack"] == planted[i] and row["suspicion"] == pytest.approx(i / len(train))
+        assert row["action"] == ("keep", "re-pair", "hold-back")[i % 3] and (row["attack"] or i % 3)
+        assert row["new_caption"] == (first if i % 3 == 1 else None)
 
 
 def test_the_clean_reference(small_emoji: Path, tmp_path: Path) -> None:
