@@ -91,7 +91,7 @@ class OTCClipPaper:
         return Decisions(action, self._matched.numpy(), np.full(len(pairs), np.nan))
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {} if self._matched is None else {"matched": self._matched}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        del state
+        self._matched = state.get("matched")

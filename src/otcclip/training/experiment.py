@@ -30,6 +30,7 @@ from otcclip.data.emoji_load import EmojiSplit, load_emoji
 from otcclip.data.pairs import PairStore
 from otcclip.defenses import make as make_defense
 from otcclip.defenses.base import ACTIONS, HOLD_BACK, KEEP, REPAIR, Decisions, TrainingPairs, training_pairs
+from otcclip.errors import UserError
 from otcclip.evaluation.detection import detection
 from otcclip.models import create_two_tower, save_open_clip
 from otcclip.registry import find
@@ -134,7 +135,8 @@ def run_experiment(spec: RunSpec) -> dict[str, Any]:
         _to_board(board, line)
         write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         if trainer.seconds - saved >= CHECKPOINT_SECONDS or report.epoch == trainer.total_epochs - 1:
-            save_state(folder / "checkpoint" / "last.pt", {**trainer.state_dict(), "history": json.dumps(history)})
+            extra = {"history": json.dumps(history), "spec": json.dumps(spec.identity(), sort_keys=True)}
+            save_state(folder / "checkpoint" / "last.pt", {**trainer.state_dict(), **extra})
             saved = trainer.seconds
     board.close()
     model.eval()
@@ -188,8 +190,13 @@ def _resume(folder: Path, spec: RunSpec, trainer: Trainer) -> list[dict[str, Any
     if not path.exists():
         return []
     state = load_state(path)
-    trainer.load_state_dict(state)
-    return list(json.loads(state["history"]))
+    if state.get("spec") != json.dumps(spec.identity(), sort_keys=True):
+        return []  # left by another run whose folder was cleared halfway: begin anew
+    try:
+        trainer.load_state_dict(state)
+        return list(json.loads(state["history"]))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: checkpoint lacks parts or does not fit; delete it to start over") from error
 
 
 def _verdict(trainer: Trainer, pairs: TrainingPairs, setting: Setting) -> dict[str, Any]:
