@@ -261,3 +261,23 @@ def test_made_by_name(name: str) -> None:
 def test_a_name_registered_twice_raises() -> None:
     with pytest.raises(ValueError, match="'toy' is registered twice"):
         registry.registry("defence", (*FAMILY.values(), Toy))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_decisions_are_part_of_the_state(name: str, model: TwoTower, pairs: TrainingPairs) -> None:
+    first, second = (registry.make("defence", FAMILY, name) for _ in range(2))
+    for epoch in range(2):
+        ask(first, epoch, model, pairs)
+    second.load_state_dict(through_a_file(first.state_dict()))
+    for field in fields(Decisions):
+        mine, theirs = (getattr(d.decisions(pairs), field.name) for d in (first, second))
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_batch_in_which_nobody_has_a_caption(model: TwoTower, pairs: TrainingPairs) -> None:
+    learner, defense = copy.deepcopy(model).train(), defenses.make("otcclip", lambda_view=0.5)
+    plan = ask(defense, 0, model, pairs)
+    silent = plan.index[plan.caption_of[plan.index] < 0]
+    step = defense.step(batch_of(EpochPlan("train", silent, plan.caption_of, 2), pairs, 8), learner)
+    assert torch.isfinite(step.loss)
+    step.loss.backward()

@@ -313,3 +313,24 @@ def test_evaluated_about_eight_times_and_at_the_end() -> None:
     for total, times in ((1, 1), (3, 3), (8, 8), (16, 8), (17, 9), (100, 9)):
         evaluated = [epoch for epoch in range(total) if experiment._is_evaluated(epoch, total)]
         assert evaluated[-1] == total - 1 and len(evaluated) == times
+
+
+def test_a_checkpoint_of_another_spec_is_never_taken_up(small_emoji: Path, tmp_path: Path) -> None:
+    first = spec_of(small_emoji, tmp_path / "a", epochs=1)
+    run_experiment(first)
+    (first.folder / "spec.json").unlink()
+    (first.folder / "result.json").unlink()
+    run_experiment(replace(first, seed=1))
+    run_experiment(replace(first, seed=1, out=str(tmp_path / "b")))
+    weights = "open_clip_model.safetensors"
+    assert (first.folder / weights).read_bytes() == (tmp_path / "b" / "clip" / weights).read_bytes()
+
+
+def test_a_checkpoint_that_lacks_parts_is_one_line(small_emoji: Path, tmp_path: Path) -> None:
+    spec = spec_of(small_emoji, tmp_path)
+    identity = spec.identity()
+    experiment.write_json(spec.folder / "spec.json", identity)
+    lacking = {"spec": json.dumps(identity, sort_keys=True), "model": {}, "epoch": 1}
+    experiment.save_state(spec.folder / "checkpoint" / "last.pt", lacking)
+    with pytest.raises(UserError, match=r"last\.pt: checkpoint lacks parts"):
+        run_experiment(spec)

@@ -150,7 +150,11 @@ class OTCClip:
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
         if self._warming_up:
             return _warm_up_step(batch, model)
-        image, text = model.image(batch.images[0]), model.text(batch.tokens)
+        image = model.image(batch.images[0])
+        if not len(batch.tokens):  # nobody in the batch has a caption: only views are left to learn from
+            within = self.lambda_view * view_loss(image.pooled, model.image(batch.images[1]).pooled, temperature=0.1)
+            return Step(within, {"views": within.detach()})
+        text = model.text(batch.tokens)
         spoken, caption = _with_caption(image, batch.caption)
         loss = clip_loss(spoken.pooled, text.pooled, caption, model.logit_scale)
         terms = {"clip": loss.detach()}

@@ -1,7 +1,8 @@
 """The training loop: one loop for every defence.
 
-    trainer = Trainer(model, defense, pairs, TrainConfig(epochs=24), evaluate=...)
-    trainer.run(folder)
+    trainer = Trainer(model, defense, pairs, TrainConfig(epochs=16))
+    for report in trainer.epochs():
+        ...
 
 An epoch's order and augmentation are drawn from generators seeded by (seed, epoch), and everything else that matters is
 in the checkpoint, so a run that is killed and resumed ends with the same weights as a run that never was (same device).
