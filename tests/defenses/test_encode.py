@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from otcclip.defenses.encode import BATCH, WORST_VIEWS, encode_captions, encode_images, low_band, without_window
+from otcclip.defenses.encode import BATCH, JUDGING_VIEWS, encode_captions, encode_images, low_band, without_window
 from otcclip.models import TwoTower, create_two_tower
 
 
@@ -58,7 +58,7 @@ def test_captions_in_batches_are_captions(model: TwoTower) -> None:
     assert torch.equal(got.local.sizes[-3:], alone.local.sizes)
 
 
-@pytest.mark.parametrize("view", [v for v in WORST_VIEWS if v is not None])
+@pytest.mark.parametrize("view", [v for v in JUDGING_VIEWS if v is not None])
 def test_views_keep_shape_range_and_their_input(view, pictures: Tensor) -> None:  # type: ignore[no-untyped-def]
     x = pictures.float() / 255
     before = x.clone()
@@ -80,9 +80,9 @@ def test_a_window_is_painted_over_with_the_mean_colour(pictures: Tensor) -> None
 def test_every_part_of_the_image_is_absent_from_some_view() -> None:
     """A patch anywhere is not there in at least one view: paint all black on white, see where grey appears."""
     ramp = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    changed = [(view(ramp) != ramp).all(1)[0] for view in WORST_VIEWS if view is not None and view is not low_band]
+    changed = [(view(ramp) != ramp).all(1)[0] for view in JUDGING_VIEWS if view is not None and view is not low_band]
     assert torch.stack(changed).any(0).all()
-    assert None in WORST_VIEWS and low_band in WORST_VIEWS
+    assert None in JUDGING_VIEWS and low_band in JUDGING_VIEWS
 
 
 def test_low_band_has_no_fine_grain() -> None:

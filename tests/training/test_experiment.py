@@ -21,7 +21,7 @@ from otcclip.defenses import Clip
 from otcclip.defenses.base import REPAIR, Decisions, TrainingPairs
 from otcclip.errors import UserError
 from otcclip.models import load_two_tower
-from otcclip.training import experiment
+from otcclip.training import experiment, outcome
 from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment
 
 POISON = {"badnets": 90, "targeted": 240}
@@ -249,7 +249,7 @@ def test_verdicts_are_held_against_the_truth(
     small_emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "make_defense", lambda name: Scripted())
-    monkeypatch.setattr(experiment, "SHOWN_PAIRS", sum(POISON.values()) + 7)
+    monkeypatch.setattr(outcome, "SHOWN_PAIRS", sum(POISON.values()) + 7)
     spec = spec_of(small_emoji, tmp_path, epochs=1)
     result = run_experiment(spec)
     train, records = make_setting(spec, 64).train, make_setting(spec, 64).records

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otcclip.defenses.matching import EPSILON, ITERATIONS
+from otcclip.defenses.matching import candidate_costs
 from otcclip.models.two_tower import Features
-from otcclip.transport import pair_costs
 
 
 def ot_alignment_loss(
@@ -34,13 +33,5 @@ def ot_alignment_loss(
         cosine.scatter_(1, caption[:, None], float("-inf"))
         hard = cosine.topk(min(negatives, len(text.pooled) - 1), dim=1).indices
     columns = torch.cat([caption[:, None], hard], dim=1)
-    rows = torch.arange(len(caption), device=caption.device).repeat_interleave(columns.shape[1])
-    costs = pair_costs(
-        image.local.take(rows),
-        text.local.take(columns.flatten()),
-        epsilon=EPSILON,
-        iterations=ITERATIONS,
-        validate=False,
-    )
-    logits = -costs.value.view_as(columns) / temperature
+    logits = -candidate_costs(image, text, columns) / temperature
     return F.cross_entropy(logits, torch.zeros_like(caption))

@@ -60,7 +60,7 @@ def without_window(row: int, column: int) -> Callable[[Tensor], Tensor]:
     return view
 
 
-WORST_VIEWS: tuple[Callable[[Tensor], Tensor] | None, ...] = (
+JUDGING_VIEWS: tuple[Callable[[Tensor], Tensor] | None, ...] = (
     None,
     low_band,
     *(without_window(r, c) for r in (0, 2) for c in (0, 2)),

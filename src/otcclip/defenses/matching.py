@@ -55,8 +55,16 @@ def rank_captions(
     return Ranking(*(torch.cat([getattr(p, name) for p in parts]) for name in Ranking.__dataclass_fields__))
 
 
+def candidate_costs(image: Features, text: Features, columns: Tensor) -> Tensor:
+    """OT_eps of each image to its own candidates: `columns [n, c]` into `text` -> `[n, c]`, with gradient."""
+    rows = torch.arange(len(columns), device=columns.device).repeat_interleave(columns.shape[1])
+    images, texts = image.local.take(rows), text.local.take(columns.flatten())
+    costs = pair_costs(images, texts, epsilon=EPSILON, iterations=ITERATIONS, validate=False)
+    return costs.value.view_as(columns)
+
+
 def _rank(image: Features, text: Features, own: Tensor, local_share: float, screen: int) -> Ranking:
-    n, u = len(own), len(text.pooled)
+    u = len(text.pooled)
     cosine = image.pooled @ text.pooled.T
     mine = cosine.gather(1, own[:, None])
     above = (cosine > mine).sum(dim=1)
@@ -64,15 +72,7 @@ def _rank(image: Features, text: Features, own: Tensor, local_share: float, scre
     columns = torch.cat([candidates, own[:, None]], dim=1)
     d = 1 - cosine.gather(1, columns)
     if local_share > 0:
-        rows = torch.arange(n).repeat_interleave(columns.shape[1])
-        local = pair_costs(
-            image.local.take(rows),
-            text.local.take(columns.flatten()),
-            epsilon=EPSILON,
-            iterations=ITERATIONS,
-            validate=False,
-        )
-        d = (1 - local_share) * d + local_share * local.value.view_as(d)
+        d = (1 - local_share) * d + local_share * candidate_costs(image, text, columns)
     own_d, d = d[:, -1], d[:, :-1]
     top = d.topk(min(2, d.shape[1]), dim=1, largest=False)
     best = candidates.gather(1, top.indices[:, :1])[:, 0]

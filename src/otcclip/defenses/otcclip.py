@@ -37,7 +37,7 @@ from otcclip.defenses.base import (
     TrainingPairs,
 )
 from otcclip.defenses.captions import caption_agreement
-from otcclip.defenses.encode import WORST_VIEWS, encode_captions, encode_images
+from otcclip.defenses.encode import JUDGING_VIEWS, encode_captions, encode_images
 from otcclip.defenses.evidence import combined_p, neighbour_evidence, support
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.defenses.matching import rank_captions
@@ -129,13 +129,13 @@ class OTCClip:
         text = encode_captions(model, pairs.tokens)
         log_share = torch.zeros(len(outside))
         log_odds = torch.zeros(len(outside), len(text.pooled))
-        for view in WORST_VIEWS:
+        for view in JUDGING_VIEWS:
             image = encode_images(model, pairs.images[outside], view)
             log_share += rank_captions(image, text, own, local_share=self.local_share).own_share.log()
             log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
-        share = torch.exp(log_share / len(WORST_VIEWS))
-        confidence, best = torch.softmax(log_odds / len(WORST_VIEWS), dim=1).max(dim=1)
+        share = torch.exp(log_share / len(JUDGING_VIEWS))
+        confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
         p = (combined_p(self._own[outside], share) * self._copies[outside]).clamp(max=1.0)
         enters = (p <= self.alpha) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
         agreement = torch.from_numpy(caption_agreement(pairs.tokens))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from otcclip.defenses.base import Defense, EpochContext, EpochPlan, PairBatch, TrainingPairs
@@ -30,9 +30,9 @@ from otcclip.training.augment import MILD, STRONG, Augment, crop_captions
 class TrainConfig:
     """Settings of a run; the defaults are the demo's."""
 
-    epochs: int = 24
-    batch_size: int = 256
-    lr: float = 2e-3
+    epochs: int = 16
+    batch_size: int = 128
+    lr: float = 1.5e-3
     weight_decay: float = 0.1
     warmup: float = 0.08
     grad_clip: float = 1.0
@@ -52,8 +52,7 @@ class EpochReport:
     loss: float
     terms: Mapping[str, float]
     seconds: float
-    visited: int = 0
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    visited: int
 
 
 class Trainer:
@@ -76,7 +75,7 @@ class Trainer:
             report = self._epoch()
             self.seconds += time.perf_counter() - start
             self.epoch += 1
-            yield EpochReport(report.epoch, report.phase, report.loss, report.terms, self.seconds, report.visited)
+            yield replace(report, seconds=self.seconds)
 
     def _epoch(self) -> EpochReport:
         context = EpochContext(self.epoch, self.total_epochs, self.config.seed, self.model, self.pairs)
@@ -165,11 +164,3 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
-
-
-def embed_images(model: TwoTower, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Pooled features `[n, d]` of `images [n, 3, H, W]` uint8, no gradient."""
-    return torch.cat([model.image(x.float() / 255).pooled for x in images.split(batch_size)])
-
-
-Evaluate = Callable[[TwoTower], Mapping[str, Any]]
