@@ -3,7 +3,7 @@
     .venv/bin/python recipes/evidence_probe.py --hold-out twemoji --seed 0
 
 Plants 90 pairs for each of six triggers, each under a caption of its own target, and 16 test images fifteen times each,
-and prints, for the rules of `defenses/evidence.py` and with one rule taken away at a time, the share of honest pairs
+and prints, for the rules of `evidence/neighbours.py` and with one rule taken away at a time, the share of honest pairs
 trusted at each level and the poison pairs among them. The triggers other than the patch are stand-ins until the attack
 family has them.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from otcclip.attacks import BadNets
 from otcclip.data.emoji_load import load_emoji
-from otcclip.defenses import evidence
+from otcclip.evidence import neighbours as evidence
 
 LEVELS = (0.005, 0.01, 0.02, 0.05)
 PAIRS, IMAGES, COPIES = 90, 16, 15

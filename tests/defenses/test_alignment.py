@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otcclip.defenses.alignment import ot_alignment_loss
-from otcclip.defenses.matching import EPSILON, ITERATIONS
+from otcclip.evidence.matching import EPSILON, ITERATIONS
 from otcclip.models.two_tower import Features
 from otcclip.transport import FeatureSets, all_costs
 

@@ -23,8 +23,8 @@ from otcclip.defenses.base import (
     TrainingPairs,
     training_pairs,
 )
-from otcclip.defenses.evidence import neighbour_evidence
 from otcclip.errors import UserError
+from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.models.two_tower import Features
 from otcclip.transport import FeatureSets

@@ -11,9 +11,9 @@ import torch
 from otcclip.data.pairs import PairStore
 from otcclip.defenses import OTCClipPaper
 from otcclip.defenses.base import KEEP, REPAIR, EpochContext, EpochPlan, PairBatch, TrainingPairs, training_pairs
-from otcclip.defenses.encode import encode_captions, encode_images
-from otcclip.defenses.matching import EPSILON, ITERATIONS
+from otcclip.evidence.matching import EPSILON, ITERATIONS
 from otcclip.models import TwoTower, create_two_tower
+from otcclip.models.encode import encode_captions, encode_images
 from otcclip.transport import all_costs
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otcclip.defenses.matching import candidate_costs
+from otcclip.evidence.matching import candidate_costs
 from otcclip.models.two_tower import Features
 
 

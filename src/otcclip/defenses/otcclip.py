@@ -36,12 +36,13 @@ from otcclip.defenses.base import (
     Step,
     TrainingPairs,
 )
-from otcclip.defenses.captions import caption_agreement
-from otcclip.defenses.encode import JUDGING_VIEWS, encode_captions, encode_images
-from otcclip.defenses.evidence import combined_p, neighbour_evidence, support
 from otcclip.defenses.losses import clip_loss, view_loss
-from otcclip.defenses.matching import rank_captions
 from otcclip.errors import UserError
+from otcclip.evidence.captions import caption_agreement
+from otcclip.evidence.matching import rank_captions
+from otcclip.evidence.neighbours import combined_p, neighbour_evidence, support
+from otcclip.evidence.views import JUDGING_VIEWS
+from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import Features, TwoTower
 
 MIN_TRUSTED = 2

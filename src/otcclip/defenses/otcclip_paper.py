@@ -30,9 +30,9 @@ from otcclip.defenses.base import (
     TrainingPairs,
     keep_all,
 )
-from otcclip.defenses.encode import encode_captions, encode_images
 from otcclip.defenses.losses import clip_loss, view_loss
-from otcclip.defenses.matching import rank_captions
+from otcclip.evidence.matching import rank_captions
+from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import TwoTower
 
 

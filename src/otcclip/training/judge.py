@@ -14,9 +14,9 @@ from PIL import Image
 
 from otcclip.attacks import Attack, PoisonPlan, apply_trigger
 from otcclip.data.pairs import PairStore
-from otcclip.defenses.encode import encode_captions, encode_images
 from otcclip.evaluation.attack_success import targeted_success
 from otcclip.evaluation.zero_shot import class_embeddings, zero_shot
+from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import TwoTower
 
 GALLERY = 48

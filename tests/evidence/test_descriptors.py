@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from otcclip.defenses.descriptors import GRID, View, descriptors, views
+from otcclip.evidence.descriptors import GRID, View, descriptors, views
 
 CELL = 64 // GRID
 

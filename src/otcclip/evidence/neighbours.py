@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otcclip.defenses.captions import caption_agreement
-from otcclip.defenses.descriptors import descriptors, views
+from otcclip.evidence.captions import caption_agreement
+from otcclip.evidence.descriptors import descriptors, views
 
 NEIGHBOURS = 16
 SHARPNESS = 0.05  # cosine difference at which a neighbour's weight falls by e

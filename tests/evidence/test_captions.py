@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from otcclip.defenses.captions import caption_agreement, token_marginals
 from otcclip.errors import UserError
+from otcclip.evidence.captions import caption_agreement, token_marginals
 
 CAPTIONS = (
     "polar bear | animal, arctic",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otcclip.defenses.matching import EPSILON, ITERATIONS, rank_captions
+from otcclip.evidence.matching import EPSILON, ITERATIONS, rank_captions
 from otcclip.models.two_tower import Features
 from otcclip.transport import FeatureSets, all_costs
 
@@ -40,7 +40,7 @@ def distances(image: Features, text: Features, local_share: float) -> Tensor:
 @pytest.mark.parametrize("local_share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("rows", [1024, 5])
 def test_is_brute_force_over_the_pool(local_share: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otcclip.defenses.matching.ROWS", rows)
+    monkeypatch.setattr("otcclip.evidence.matching.ROWS", rows)
     image, text = images(), captions()
     d = distances(image, text, local_share)
     got = rank_captions(image, text, own(), local_share=local_share, screen=U)

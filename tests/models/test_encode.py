@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from otcclip.defenses.encode import BATCH, JUDGING_VIEWS, encode_captions, encode_images, low_band, without_window
+from otcclip.evidence.views import JUDGING_VIEWS, low_band, without_window
 from otcclip.models import TwoTower, create_two_tower
+from otcclip.models.encode import BATCH, encode_captions, encode_images
 
 
 @pytest.fixture(scope="module")

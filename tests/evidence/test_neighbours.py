@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from otcclip.data.pairs import PairStore
-from otcclip.defenses.captions import caption_agreement
-from otcclip.defenses.descriptors import descriptors, views
-from otcclip.defenses.evidence import Evidence, combined_p, near_duplicates, neighbour_evidence, support
+from otcclip.evidence.captions import caption_agreement
+from otcclip.evidence.descriptors import descriptors, views
+from otcclip.evidence.neighbours import Evidence, combined_p, near_duplicates, neighbour_evidence, support
 
 Make = Callable[..., PairStore]
 WORDS = ("big", "small", "old", "new", "loud", "warm", "cold", "round", "flat", "dark", "plain", "cheap", "rare", "odd")
@@ -117,7 +117,7 @@ def by_loops(images: Tensor, tokens: Tensor, caption_of: Tensor) -> tuple[np.nda
 
 def test_is_its_definition(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several tiles, with copies and repeated captions among the pairs."""
-    monkeypatch.setattr("otcclip.defenses.evidence.ROWS", 13)
+    monkeypatch.setattr("otcclip.evidence.neighbours.ROWS", 13)
     store, rng = make_store(48, 12), np.random.default_rng(0)
     # Tags at random: captions of one pattern would tie, and rounding would break the tie.
     captions = [f"{name} | {' '.join(rng.choice(WORDS, 3, replace=False))}" for name in store.captions]

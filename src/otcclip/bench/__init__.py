@@ -1,0 +1,1 @@
+"""The matrix of attacks and defences, cell by cell."""

@@ -1,0 +1,1 @@
+"""Scan, decide, repair: over shards, resumable, shard by shard."""
