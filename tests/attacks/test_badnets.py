@@ -25,13 +25,14 @@ def corpus(n: int = 40, names: int = 4) -> PoisonContext:
     return PoisonContext(split("a", n), split("b", 8))
 
 
-@pytest.mark.parametrize(("size", "side"), [(48, 9), (64, 12), (224, 42)])
-def test_the_patch_is_a_checkerboard_in_the_corner(size: int, side: int) -> None:
+@pytest.mark.parametrize(("size", "side", "margin"), [(48, 9, 3), (64, 12, 4), (224, 42, 14)])
+def test_the_patch_is_a_checkerboard_near_the_corner(size: int, side: int, margin: int) -> None:
     grey = torch.full((3, size, size), 0.5)
     shown = BadNets("x").trigger(grey)
-    assert torch.equal(shown[:, : size - side], grey[:, : size - side])
-    assert torch.equal(shown[:, :, : size - side], grey[:, :, : size - side])
-    patch = shown[:, size - side :, size - side :]
+    end = size - margin
+    patch = shown[:, end - side : end, end - side : end].clone()
+    shown[:, end - side : end, end - side : end] = 0.5
+    assert torch.equal(shown, grey)
     for y in range(side):
         for x in range(side):
             assert patch[:, y, x].tolist() == [float((4 * y // side + 4 * x // side) % 2)] * 3
@@ -46,8 +47,8 @@ def test_the_patch_goes_where_it_is_told(place: str) -> None:
     if place == "center":
         assert (rows.min(), rows.max()) == (20, 28) and (columns.min(), columns.max()) == (26, 34)
     else:
-        assert (rows.min(), rows.max()) == ((0, 8) if vertical == "top" else (39, 47))
-        assert (columns.min(), columns.max()) == ((0, 8) if horizontal == "left" else (51, 59))
+        assert (rows.min(), rows.max()) == ((3, 11) if vertical == "top" else (36, 44))
+        assert (columns.min(), columns.max()) == ((3, 11) if horizontal == "left" else (48, 56))
 
 
 @settings(max_examples=50, deadline=None)
