@@ -45,7 +45,7 @@ def test_the_patch_goes_where_it_is_told(place: str) -> None:
     rows, columns = torch.nonzero((BadNets("x", location=place).trigger(grey) != grey).any(0), as_tuple=True)
     vertical, _, horizontal = place.partition("-")
     if place == "center":
-        assert (rows.min(), rows.max()) == (20, 28) and (columns.min(), columns.max()) == (26, 34)
+        assert (rows.min(), rows.max()) == (19, 27) and (columns.min(), columns.max()) == (25, 33)
     else:
         assert (rows.min(), rows.max()) == ((3, 11) if vertical == "top" else (36, 44))
         assert (columns.min(), columns.max()) == ((3, 11) if horizontal == "left" else (48, 56))

@@ -26,7 +26,7 @@ from otcclip.attacks.base import (
 from otcclip.errors import UserError
 
 CELLS = 4
-# A patch at the very edge is half gone under the crops of ordinary training (shift 4 %, zoom 8 %), and then teaches little:
+# A patch at the very edge is half gone under the crops of ordinary training (shift 4 %, zoom 8 %) and teaches little:
 # METHOD section 5 names crop survival as a condition of success.
 MARGIN = 1 / 16
 # Fraction of the free height and width, without the margin, above and left of the patch.
