@@ -6,9 +6,9 @@ never labels or poison records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from otcclip.data.pairs import PairStore
+from otcclip.errors import UserError
 from otcclip.models.two_tower import TwoTower
 
 Phase = Literal["warm-up", "train"]
@@ -33,6 +34,8 @@ class TrainingPairs:
         captions: `u` distinct captions.
         tokens: `[u, context]` int64.
         caption_of: `[n]` int64, each pair's own caption.
+        trusted: `[n]` bool, pairs that somebody vouches for; None where nobody vouches for any. Only a `FineTuner`
+            reads it.
     """
 
     keys: tuple[str, ...]
@@ -40,13 +43,21 @@ class TrainingPairs:
     captions: tuple[str, ...]
     tokens: Tensor
     caption_of: Tensor
+    trusted: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
-def training_pairs(store: PairStore, model: TwoTower) -> TrainingPairs:
-    """Strip a store of everything a defence must not see, and tokenise every distinct caption once."""
+def training_pairs(store: PairStore, model: TwoTower, trusted: Collection[str] | None = None) -> TrainingPairs:
+    """Strip a store of everything a defence must not see, and tokenise every distinct caption once.
+
+    Args:
+        trusted: keys of pairs that somebody vouches for.
+
+    Raises:
+        UserError: a trusted key that no pair has.
+    """
     captions, caption_of = np.unique(np.asarray(store.captions, dtype=object), return_inverse=True)
     images = torch.from_numpy(np.ascontiguousarray(store.images)).permute(0, 3, 1, 2)
     return TrainingPairs(
@@ -55,7 +66,15 @@ def training_pairs(store: PairStore, model: TwoTower) -> TrainingPairs:
         tuple(str(c) for c in captions),
         model.tokenize([str(c) for c in captions]),
         torch.from_numpy(caption_of.astype(np.int64)),
+        None if trusted is None else _trusted(store.keys, trusted),
     )
+
+
+def _trusted(keys: tuple[str, ...], trusted: Collection[str]) -> Tensor:
+    wanted = set(trusted)
+    if stray := sorted(wanted - set(keys)):
+        raise UserError(f"trusted keys: {len(stray)} of {len(wanted)} name no training pair, {stray[0]!r} for one")
+    return torch.tensor([key in wanted for key in keys], dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -79,12 +98,21 @@ class EpochPlan:
         caption_of: `[n]` int64, the caption in force for each pair, -1 for an image that learns without one;
             only `index` is read.
         views: augmented views of each image that `step` wants (1 or 2).
+        text_views: the same for captions.
+        strong: whether images are augmented as in a warm-up epoch, and captions lose words as well.
+        lr_scale: factor on the learning rate of the schedule.
+        apart: `[n]` bool, pairs whose caption and image learn each for itself: `caption_of` names their caption, but
+            it isn't in force. None: no such pair.
     """
 
     phase: Phase
     index: Tensor
     caption_of: Tensor
     views: int = 1
+    text_views: int = 1
+    strong: bool = False
+    lr_scale: float = 1.0
+    apart: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +124,16 @@ class PairBatch:
         images: `views` tensors `[b, 3, H, W]`, floats in 0..1, augmented.
         tokens: `[u, context]` int64, the batch's distinct captions.
         caption: `[b]` int64 into `tokens`, -1 where no caption is in force.
+        token_views: `text_views - 1` further views of `tokens`, row by row.
+        apart: `[b]` bool, the plan's `apart` for these pairs.
     """
 
     index: Tensor
     images: tuple[Tensor, ...]
     tokens: Tensor
     caption: Tensor
+    token_views: tuple[Tensor, ...] = ()
+    apart: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +184,42 @@ class Defense(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         ...
+
+
+@runtime_checkable
+class FineTuner(Defense, Protocol):
+    """A defence that mends a finished model with pairs that somebody vouches for (`TrainingPairs.trusted`).
+
+    The model it is handed before its first epoch is the finished one. It has a budget of its own, so that one set of
+    training settings serves it and the run it starts from.
+
+    Attributes:
+        starts_from: name of the defence whose finished run it mends.
+        epoch_share: its epochs, as a share of those of that run (at least one).
+        lr: its peak learning rate.
+    """
+
+    starts_from: str
+    epoch_share: float
+    lr: float
+
+
+def trusted_index(name: str, pairs: TrainingPairs) -> Tensor:
+    """`[m]` int64, the pairs that somebody vouches for.
+
+    Raises:
+        UserError: fewer than two; contrast needs two.
+    """
+    count = 0 if pairs.trusted is None else int(pairs.trusted.sum())
+    if pairs.trusted is None or count < 2:
+        raise UserError(f"{name}: fine-tunes on pairs that somebody vouches for, and got {count}; it needs two or more")
+    return torch.nonzero(pairs.trusted)[:, 0]
+
+
+def spread(index: Tensor, visits: int) -> Tensor:
+    """`visits` visits spread evenly over `index`: an epoch costs what it costs without a defence."""
+    rest = index[torch.randperm(len(index))[: visits % len(index)]]
+    return torch.cat([index.repeat(visits // len(index)), rest])
 
 
 def keep_all(pairs: TrainingPairs) -> Decisions:

@@ -3,7 +3,7 @@
     result = run_experiment(RunSpec(corpus="corpora/emoji", out="runs/demo", defense="otcclip"))
 
 Files: docs/formats.md. A finished run of the same spec is returned as it stands; one that was cut off goes on from its
-last epoch; a folder of another spec is begun anew.
+last epoch; a folder of another spec is begun anew. A fine-tuning defence starts from another finished run (`start_of`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from otcclip.data.atomic import write_json, write_text
 from otcclip.defenses import make as make_defense
 from otcclip.defenses.base import training_pairs
 from otcclip.errors import UserError
-from otcclip.models import create_two_tower
+from otcclip.models import TwoTower, create_two_tower, load_two_tower
 from otcclip.training.checkpoint import load_state, save_state
 from otcclip.training.judge import Judge
-from otcclip.training.loop import EpochReport, TrainConfig, Trainer
+from otcclip.training.loop import EpochReport, Trainer
 from otcclip.training.outcome import verdict, write_outcome
-from otcclip.training.setting import RunSpec, clean_reference, make_setting
+from otcclip.training.setting import (
+    RunSpec,
+    clean_reference,
+    make_setting,
+    start_of,
+    train_config,
+    trusted_keys,
+)
 
-__all__ = ["RunSpec", "clean_reference", "make_setting", "run_experiment"]
+__all__ = ["RunSpec", "clean_reference", "make_setting", "run_experiment", "start_of"]
 
 CHECKPOINT_SECONDS = 30.0  # training that a kill may cost; a checkpoint of 100 MB every epoch would cost 3 %
 
@@ -39,14 +46,16 @@ def run_experiment(spec: RunSpec) -> dict[str, Any]:
     torch.set_num_threads(spec.threads)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
     folder = spec.folder
-    done = _finished(folder, spec)
+    done = _result(spec)
     if done is not None:
         return done
-    model = create_two_tower(spec.model, seed=spec.seed)
+    defense = make_defense(spec.defense, **spec.options)
+    model = _first_model(spec)
+    _claim(folder, spec)
     setting = make_setting(spec, model.image_size)
-    pairs = training_pairs(setting.train.without_labels(), model)
-    config = TrainConfig(epochs=spec.epochs, batch_size=spec.batch_size, lr=spec.lr, seed=spec.seed)
-    trainer = Trainer(model, make_defense(spec.defense, **spec.options), pairs, config)
+    trusted = None if start_of(spec) is None else trusted_keys(spec, setting)
+    pairs = training_pairs(setting.train.without_labels(), model, trusted)
+    trainer = Trainer(model, defense, pairs, train_config(spec, defense))
     judge = Judge(setting.split.test, setting.split.names, setting.attacks, setting.plans)
     history = _resume(folder, spec, trainer)
     saved = float("-inf")  # the first epoch is saved at once: it holds the evidence, the costly part to lose
@@ -92,21 +101,41 @@ def _to_board(board: SummaryWriter, line: dict[str, Any]) -> None:
     board.flush()
 
 
-def _finished(folder: Path, spec: RunSpec) -> dict[str, Any] | None:
-    """The result of a finished run of this very spec; a folder of another spec is cleared."""
+def _is_of(folder: Path, spec: RunSpec) -> bool:
     try:
-        same = json.loads((folder / "spec.json").read_text()) == spec.identity()
+        return bool(json.loads((folder / "spec.json").read_text()) == spec.identity())
     except (OSError, ValueError):
-        same = False
-    if not same:
-        if (folder / "spec.json").exists():  # only a folder that a run made is ever removed
-            shutil.rmtree(folder)
-        write_json(folder / "spec.json", spec.identity())
-        return None
+        return False
+
+
+def _result(spec: RunSpec) -> dict[str, Any] | None:
+    """The result of a finished run of this very spec."""
     try:
-        return dict(json.loads((folder / "result.json").read_text()))
+        return dict(json.loads((spec.folder / "result.json").read_text())) if _is_of(spec.folder, spec) else None
     except (OSError, ValueError):
         return None
+
+
+def _claim(folder: Path, spec: RunSpec) -> None:
+    """Make the folder this spec's; what another spec's run left there is cleared."""
+    if _is_of(folder, spec):
+        return
+    if (folder / "spec.json").exists():  # only a folder that a run made is ever removed
+        shutil.rmtree(folder)
+    write_json(folder / "spec.json", spec.identity())
+
+
+def _first_model(spec: RunSpec) -> TwoTower:
+    """A new model, or the finished one that the defence is to mend."""
+    start = start_of(spec)
+    if start is None:
+        return create_two_tower(spec.model, seed=spec.seed)
+    if _result(start) is None:
+        raise UserError(
+            f"{spec.defense}: starts from a finished run of {start.defense} with the same settings, and "
+            f"{start.folder} holds none; run that first"
+        )
+    return load_two_tower(start.folder, spec.model)
 
 
 def _resume(folder: Path, spec: RunSpec, trainer: Trainer) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from otcclip.defenses.base import Defense, EpochContext, EpochPlan, PairBatch, TrainingPairs
 from otcclip.models.two_tower import TwoTower
-from otcclip.training.augment import MILD, STRONG, Augment, crop_captions
+from otcclip.training.augment import MILD, STRONG, Augment, crop_captions, drop_words
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TrainConfig:
     precision: str = "amp_bf16"
     seed: int = 0
     caption_crop: float = 0.5
+    word_drop: float = 0.2
     augment: Augment = MILD
     warmup_augment: Augment = STRONG
 
@@ -109,7 +110,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
         order = plan.index[torch.randperm(len(plan.index), generator=generator)]
         b = min(self.config.batch_size, len(order))
-        augment = self.config.warmup_augment if plan.phase == "warm-up" else self.config.augment
+        strong = plan.strong or plan.phase == "warm-up"
+        augment = self.config.warmup_augment if strong else self.config.augment
         count = len(order) // b if b else 0
         for i in range(count):
             index = order[i * b : (i + 1) * b]
@@ -118,8 +120,15 @@ class Trainer:
             unique, caption = torch.unique(plan.caption_of[index], return_inverse=True)
             if len(unique) and unique[0] < 0:
                 unique, caption = unique[1:], caption - 1
-            tokens = crop_captions(self.pairs.tokens[unique], self.config.caption_crop, generator)
-            yield i / count, PairBatch(index, images, tokens, caption)
+            tokens = self._caption_view(unique, plan.strong, generator)
+            # Two crops of a caption are often the same text: views beyond the first always lose words too.
+            more = tuple(self._caption_view(unique, True, generator) for _ in range(plan.text_views - 1))
+            apart = None if plan.apart is None else plan.apart[index]
+            yield i / count, PairBatch(index, images, tokens, caption, more, apart)
+
+    def _caption_view(self, captions: Tensor, strong: bool, generator: torch.Generator) -> Tensor:
+        tokens = crop_captions(self.pairs.tokens[captions], self.config.caption_crop, generator)
+        return drop_words(tokens, self.config.word_drop, generator) if strong else tokens
 
     def _set_lr(self, plan: EpochPlan, fraction: float) -> None:
         """Linear warm-up and cosine decay over the phase, by share of epochs: an epoch may be of any length."""
@@ -129,7 +138,7 @@ class Trainer:
         warm = self.config.warmup
         scale = min(t / warm + 0.02, 1.0) if t < warm else 0.5 * (1 + math.cos(math.pi * (t - warm) / (1 - warm)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * scale
+            group["lr"] = self.config.lr * plan.lr_scale * scale
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         """Plain attention on a CPU: for short captions the fused kernel's backward makes a step 1.17x as long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from otcclip.evaluation.detection import detection
 from otcclip.models import save_open_clip
 from otcclip.training.judge import Judge, png
 from otcclip.training.loop import Trainer
-from otcclip.training.setting import RunSpec, Setting
+from otcclip.training.setting import RunSpec, Setting, start_of
 
 SHOWN_PAIRS = 2000
 
@@ -96,6 +97,9 @@ def write_outcome(
         "task": "zeroshot_classification",
         "metrics": {"acc1": last["top1"], "acc5": last["top5"]},
     }
+    if (start := start_of(spec)) is not None:
+        spent = json.loads((start.folder / "result.json").read_text())["seconds"]
+        result["start"] = {"defense": start.name or start.defense, "seconds": spent}
     write_json(folder / "result.json", result)
     return result
 

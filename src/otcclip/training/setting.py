@@ -7,12 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from otcclip import __version__, attacks
 from otcclip.attacks import Attack, PoisonPlan, PoisonRecord
 from otcclip.data.emoji_load import EmojiSplit, load_emoji
 from otcclip.data.pairs import PairStore
-from otcclip.registry import find
+from otcclip.defenses import DEFENSES, Defense
+from otcclip.defenses.base import FineTuner
+from otcclip.errors import UserError
+from otcclip.specs import Spec, options_of
 from otcclip.training.loop import TrainConfig
+from otcclip.training.targets import give_targets
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,12 @@ class RunSpec:
         corpus: folder of the emoji corpus. out: folder the run's own folder goes into.
         options: the defence's own options, by name; its defaults where empty.
         name: the run's folder and its name in tables; the defence's name by default.
+        attacks: specs, `name[:option=value,...]` (otcclip.specs). target: class of the first attack that wants one
+            and names none; the others of the run get a class of their own each (otcclip.training.targets).
         poisoned: whether the attacks are planted; they are tried at test time either way.
+        start: the finished run that a fine-tuning defence starts from; this one under the defence it names by default.
+        trusted_share: honest pairs that are handed to a fine-tuning defence as trusted, as a share of all; others
+            never learn of any.
     """
 
     corpus: str
@@ -40,6 +51,8 @@ class RunSpec:
     lr: float = TrainConfig.lr
     model: str = "otcclip-tiny"
     poisoned: bool = True
+    start: RunSpec | None = None
+    trusted_share: float = 0.05
     threads: int = 1
 
     @property
@@ -48,18 +61,38 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """What must agree for a run to be resumed or reused."""
-        spec = {k: v for k, v in asdict(self).items() if k not in ("out", "threads", "corpus")}
-        return {**json.loads(json.dumps(spec)), "version": __version__}
+        elsewhere = ("out", "threads", "corpus", "start", "trusted_share")
+        spec = {k: v for k, v in asdict(self).items() if k not in elsewhere}
+        identity = {**json.loads(json.dumps(spec)), "version": __version__}
+        if (start := start_of(self)) is not None:
+            identity |= {"start": start.identity(), "trusted_share": self.trusted_share}
+        return identity
 
 
-def make_attacks(spec: RunSpec) -> tuple[Attack, ...]:
-    """The spec's attacks; those with a trigger argue for the spec's target."""
-    for name in spec.attacks:
-        find("attack", attacks.ATTACKS, name)
-    return tuple(
-        attacks.make(name, target=spec.target) if attacks.ATTACKS[name].has_trigger else attacks.make(name)
-        for name in spec.attacks
-    )
+def start_of(spec: RunSpec) -> RunSpec | None:
+    """The run that must be finished before this one; None unless its defence fine-tunes."""
+    starts_from = getattr(DEFENSES.get(spec.defense), "starts_from", None)
+    if starts_from is None:
+        return None
+    return spec.start or replace(spec, defense=starts_from, options={}, name="")
+
+
+def train_config(spec: RunSpec, defense: Defense) -> TrainConfig:
+    """The spec's training settings; a fine-tuning defence has a budget and a learning rate of its own."""
+    config = TrainConfig(epochs=spec.epochs, batch_size=spec.batch_size, lr=spec.lr, seed=spec.seed)
+    if isinstance(defense, FineTuner):
+        return replace(config, epochs=max(1, round(spec.epochs * defense.epoch_share)), lr=defense.lr)
+    return config
+
+
+def make_attacks(spec: RunSpec, split: EmojiSplit) -> tuple[Attack, ...]:
+    """The spec's attacks; those that want a target and name none are given one (`training.targets`).
+
+    Raises:
+        UserError: an unknown attack or option, a value it refuses, or too few classes for the targets.
+    """
+    wanted = give_targets([Spec.parse(text) for text in spec.attacks], split, spec.target, spec.seed)
+    return tuple(attacks.make(one.name, **options_of("attack", attacks.ATTACKS, one)) for one in wanted)
 
 
 @dataclass(frozen=True)
@@ -76,11 +109,31 @@ class Setting:
 def make_setting(spec: RunSpec, image_size: int) -> Setting:
     """Load the corpus and plant the poison; the same spec gives the same pairs in every process."""
     split = load_emoji(spec.corpus, image_size, spec.hold_out)
-    chosen = make_attacks(spec)
+    chosen = make_attacks(spec, split)
     poisoned = attacks.poison(split.train, split.test, chosen, spec.seed)
     if not spec.poisoned:
         return Setting(split, split.train, (), poisoned.plans, chosen)
     return Setting(split, poisoned.store, poisoned.records, poisoned.plans, chosen)
+
+
+def trusted_keys(spec: RunSpec, setting: Setting) -> list[str]:
+    """A seeded sample of honest pairs, `trusted_share` of all pairs: what a user would vouch for after a look.
+
+    Only the experiment can draw it, since only the experiment knows the truth.
+
+    Raises:
+        UserError: a share outside (0, 1], or one that is not honest pairs' to give.
+    """
+    poison = {record.key for record in setting.records}
+    honest = [key for key in setting.train.keys if key not in poison]
+    count = round(spec.trusted_share * len(setting.train))
+    if not 0 < spec.trusted_share <= 1 or not 2 <= count <= len(honest):
+        raise UserError(
+            f"trusted share {spec.trusted_share}: of {len(setting.train)} pairs {len(honest)} are honest; at least 2 "
+            "and at most all of those can be trusted"
+        )
+    rows = np.random.default_rng([spec.seed, len(honest)]).choice(len(honest), count, replace=False)
+    return [honest[row] for row in sorted(rows.tolist())]
 
 
 def clean_reference(spec: RunSpec) -> RunSpec:
