@@ -22,11 +22,15 @@ from otcclip.attacks.base import (
     Replacement,
     Trial,
 )
+from otcclip.attacks.blended import Blended
+from otcclip.attacks.colour_filter import ColourFilter
 from otcclip.attacks.planting import Poisoned, apply_trigger, make_plans, poison
 from otcclip.attacks.records import read_records, write_records
+from otcclip.attacks.sig import Sig
 from otcclip.attacks.targeted import Targeted
+from otcclip.attacks.wanet import WaNet
 
-ATTACKS: Mapping[str, type[Any]] = registry.registry("attack", (BadNets, Targeted))
+ATTACKS: Mapping[str, type[Any]] = registry.registry("attack", (BadNets, Blended, Sig, WaNet, ColourFilter, Targeted))
 
 
 def make(name: str, /, **options: Any) -> Attack:
@@ -44,14 +48,18 @@ __all__ = [
     "Addition",
     "Attack",
     "BadNets",
+    "Blended",
+    "ColourFilter",
     "PairIndex",
     "PoisonContext",
     "PoisonPlan",
     "PoisonRecord",
     "Poisoned",
     "Replacement",
+    "Sig",
     "Targeted",
     "Trial",
+    "WaNet",
     "apply_trigger",
     "make",
     "make_plans",
