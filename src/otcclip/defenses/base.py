@@ -20,6 +20,7 @@ from otcclip.errors import UserError
 from otcclip.models.two_tower import TwoTower
 
 Phase = Literal["warm-up", "train"]
+Strong = Literal["none", "further", "all"]
 KEEP, REPAIR, HOLD_BACK = 0, 1, 2
 ACTIONS = ("keep", "re-pair", "hold-back")
 
@@ -99,7 +100,8 @@ class EpochPlan:
             only `index` is read.
         views: augmented views of each image that `step` wants (1 or 2).
         text_views: the same for captions.
-        strong: whether images are augmented as in a warm-up epoch, and captions lose words as well.
+        strong: which views are augmented strongly (images as in a warm-up epoch, captions by losing words too): none,
+            those beyond the first, or all.
         lr_scale: factor on the learning rate of the schedule.
         apart: `[n]` bool, pairs whose caption and image learn each for itself: `caption_of` names their caption, but
             it isn't in force. None: no such pair.
@@ -110,7 +112,7 @@ class EpochPlan:
     caption_of: Tensor
     views: int = 1
     text_views: int = 1
-    strong: bool = False
+    strong: Strong = "none"
     lr_scale: float = 1.0
     apart: Tensor | None = None
 

@@ -110,25 +110,25 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
         order = plan.index[torch.randperm(len(plan.index), generator=generator)]
         b = min(self.config.batch_size, len(order))
-        strong = plan.strong or plan.phase == "warm-up"
-        augment = self.config.warmup_augment if strong else self.config.augment
         count = len(order) // b if b else 0
         for i in range(count):
             index = order[i * b : (i + 1) * b]
             raw = self.pairs.images[index]
-            images = tuple(augment(raw, generator) for _ in range(plan.views))
+            images = tuple(self._image_view(plan, view)(raw, generator) for view in range(plan.views))
             unique, caption = torch.unique(plan.caption_of[index], return_inverse=True)
             if len(unique) and unique[0] < 0:
                 unique, caption = unique[1:], caption - 1
-            tokens = self._caption_view(unique, plan.strong, generator)
-            # Two crops of a caption are often the same text: views beyond the first always lose words too.
-            more = tuple(self._caption_view(unique, True, generator) for _ in range(plan.text_views - 1))
+            texts = tuple(self._caption_view(plan, view, unique, generator) for view in range(plan.text_views))
             apart = None if plan.apart is None else plan.apart[index]
-            yield i / count, PairBatch(index, images, tokens, caption, more, apart)
+            yield i / count, PairBatch(index, images, texts[0], caption, texts[1:], apart)
 
-    def _caption_view(self, captions: Tensor, strong: bool, generator: torch.Generator) -> Tensor:
+    def _image_view(self, plan: EpochPlan, view: int) -> Augment:
+        strong = plan.phase == "warm-up" or _is_strong(plan, view)
+        return self.config.warmup_augment if strong else self.config.augment
+
+    def _caption_view(self, plan: EpochPlan, view: int, captions: Tensor, generator: torch.Generator) -> Tensor:
         tokens = crop_captions(self.pairs.tokens[captions], self.config.caption_crop, generator)
-        return drop_words(tokens, self.config.word_drop, generator) if strong else tokens
+        return drop_words(tokens, self.config.word_drop, generator) if _is_strong(plan, view) else tokens
 
     def _set_lr(self, plan: EpochPlan, fraction: float) -> None:
         """Linear warm-up and cosine decay over the phase, by share of epochs: an epoch may be of any length."""
@@ -165,6 +165,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.defense.load_state_dict(state["defense"])
         self.epoch, self.seconds = int(state["epoch"]), float(state["seconds"])
+
+
+def _is_strong(plan: EpochPlan, view: int) -> bool:
+    return plan.strong == "all" or (plan.strong == "further" and view > 0)
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
