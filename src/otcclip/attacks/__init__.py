@@ -23,14 +23,19 @@ from otcclip.attacks.base import (
     Trial,
 )
 from otcclip.attacks.blended import Blended
+from otcclip.attacks.clean_label import CleanLabel
 from otcclip.attacks.colour_filter import ColourFilter
+from otcclip.attacks.label_swap import LabelSwap
+from otcclip.attacks.multi import Multi
 from otcclip.attacks.planting import Poisoned, apply_trigger, make_plans, poison
 from otcclip.attacks.records import read_records, write_records
 from otcclip.attacks.sig import Sig
 from otcclip.attacks.targeted import Targeted
 from otcclip.attacks.wanet import WaNet
 
-ATTACKS: Mapping[str, type[Any]] = registry.registry("attack", (BadNets, Blended, Sig, WaNet, ColourFilter, Targeted))
+ATTACKS: Mapping[str, type[Any]] = registry.registry(
+    "attack", (BadNets, Blended, Sig, WaNet, ColourFilter, CleanLabel, Multi, Targeted, LabelSwap)
+)
 
 
 def make(name: str, /, **options: Any) -> Attack:
@@ -49,7 +54,10 @@ __all__ = [
     "Attack",
     "BadNets",
     "Blended",
+    "CleanLabel",
     "ColourFilter",
+    "LabelSwap",
+    "Multi",
     "PairIndex",
     "PoisonContext",
     "PoisonPlan",

@@ -53,6 +53,16 @@ class PairIndex:
             None if self.images is None else self.images[kept],
         )
 
+    def pixels(self, attack: str) -> NDArray[np.uint8]:
+        """`images`, for an attack that plans by what is seen.
+
+        Raises:
+            UserError: they are not at hand.
+        """
+        if self.images is None:
+            raise UserError(f"{attack}: plans by what the images show and was given none")
+        return self.images
+
     def where(self, label: str) -> NDArray[np.int64]:
         """Positions of the pairs of class `label`."""
         return np.flatnonzero(np.asarray(self.labels, dtype=object) == label)
@@ -95,13 +105,17 @@ class PoisonContext:
         return target
 
     def captions_of(self, name: str, count: int, rng: np.random.Generator) -> list[str]:
-        """`count` captions of real training pairs of class `name` (one of `names`).
+        """`count` captions of real training pairs of class `name` (one of `names`); see `rows_of`."""
+        return [self.train.captions[i] for i in self.rows_of(name, count, rng)]
+
+    def rows_of(self, name: str, count: int, rng: np.random.Generator) -> list[int]:
+        """`count` rows of training pairs of class `name` (one of `names`).
 
         Without repetition if there are enough; else each as often as any other, give or take one.
         """
         own = self.train.where(name)
         rounds = [rng.permutation(own) for _ in range(-(-count // len(own)))]
-        return [self.train.captions[i] for i in np.concatenate(rounds)[:count]]
+        return [int(i) for i in np.concatenate(rounds)[:count]]
 
     def backdoor_trial(self, attack: str, target: str) -> Trial:
         """The trial of a backdoor: every test image whose class is not `target` is to be called `target`.

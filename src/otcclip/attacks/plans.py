@@ -41,10 +41,10 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Addition:
-    """A new training pair: the image of the test pair `source_key`, triggered if the attack triggers.
+    """A new training pair: the image of the pair `source_key` of either split, triggered if the attack triggers.
 
     `image` (`[H, W, 3]` uint8), where given, is planted in place of the source's pixels, before any
-    trigger: a jittered duplicate, say.
+    trigger: a jittered duplicate, say. It is of the class of its source.
     """
 
     key: str

@@ -69,23 +69,23 @@ def poison(train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: i
             "load both at one size"
         )
     added = [new for plan in plans for new in plan.added]
-    source = {key: i for i, key in enumerate(test.keys)}
-    origin = [source[new.source_key] for new in added]
+    pair_of = {key: (split, i) for split in (train, test) for i, key in enumerate(split.keys)}
+    origin = [pair_of[new.source_key] for new in added]
     keys = [*train.keys, *(new.key for new in added)]
     row = {key: i for i, key in enumerate(keys)}
     captions = [*train.captions, *(new.caption for new in added)]
     for change in (change for plan in plans for change in plan.replaced):
         captions[row[change.key]] = change.caption
-    labels = [*train.labels, *(test.labels[i] for i in origin)]
-    hands = [*train.sources, *(test.sources[i] for i in origin)] if train.sources and test.sources else []
+    labels = [*train.labels, *(split.labels[i] for split, i in origin)]
+    hands = [*train.sources, *(split.sources[i] for split, i in origin)] if train.sources and test.sources else []
 
     # One copy of the images: each goes straight to its place in the new order.
     order = rng_for("order of the pairs", seed).permutation(len(keys))
     place = np.argsort(order)
     images = np.empty((len(keys), *train.images.shape[1:]), np.uint8)
     images[place[: len(train)]] = train.images
-    for at, new, i in zip(place[len(train) :], added, origin, strict=True):
-        images[at] = test.images[i] if new.image is None else new.image
+    for at, new, (split, i) in zip(place[len(train) :], added, origin, strict=True):
+        images[at] = split.images[i] if new.image is None else new.image
     for attack, plan in zip(attacks, plans, strict=True):
         planted = place[np.array([row[record.key] for record in plan.records], np.int64)]
         images[planted] = apply_trigger(attack, images[planted])
@@ -125,5 +125,7 @@ def _check(plan: PoisonPlan, context: PoisonContext) -> None:
         raise ValueError(f"{plan.attack}: replaces pairs that are not free: {sorted(stray)[:3]}")
     if clash := set(added) & taken:
         raise ValueError(f"{plan.attack}: adds pairs under keys in use: {sorted(clash)[:3]}")
-    if stray := ({a.source_key for a in plan.added} | set(plan.trial.keys)) - set(context.test.keys):
+    if stray := {a.source_key for a in plan.added} - {*context.train.keys, *context.test.keys}:
+        raise ValueError(f"{plan.attack}: copies pairs that do not exist or are taken: {sorted(stray)[:3]}")
+    if stray := set(plan.trial.keys) - set(context.test.keys):
         raise ValueError(f"{plan.attack}: names test pairs that do not exist: {sorted(stray)[:3]}")
