@@ -8,30 +8,24 @@ cut off goes on.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from rich.progress import Progress, TaskID
 
 from otcclip import attacks, defenses
 from otcclip.data.atomic import write_json
 from otcclip.data.emoji import build_emoji
 from otcclip.errors import UserError
 from otcclip.models import open_clip_model_size
-from otcclip.progress import bar, console
+from otcclip.progress import console
 from otcclip.registry import find
 from otcclip.report import results_table, write_report
-from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment
-
-POLL_SECONDS = 0.5
+from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment, start_of
+from otcclip.training.fleet import Job, cores, run_fleet
+from otcclip.training.setting import total_epochs
 
 
 def run_demo(
@@ -105,57 +99,24 @@ def _write_ground_truth(spec: RunSpec, chosen: Sequence[str]) -> None:
 
 def _run_all(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
     """Run the specs side by side behind a progress bar each; the first error ends them all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(specs))
-    specs = [replace(spec, threads=max(1, cores // workers)) for spec in specs]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, bar() as progress:
-        # The longest runs start first: an idle core at the end is time lost.
-        order = sorted(range(len(specs)), key=lambda i: specs[i].defense == "clip")
-        futures = {i: pool.submit(run_experiment, specs[i]) for i in order}
-        tasks = {i: progress.add_task(specs[i].folder.name, total=None) for i in range(len(specs))}
-        try:
-            _watch(specs, futures, tasks, progress)
-            return [futures[i].result() for i in range(len(specs))]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    workers = min(cores(), len(specs))
+    specs = [replace(spec, threads=max(1, cores() // workers)) for spec in specs]
+    # The longest runs start first: an idle core at the end is time lost.
+    ordered = sorted(specs, key=lambda spec: spec.defense == "clip")
+    done = run_fleet([_job(spec, ordered) for spec in ordered], workers, on_epoch=_announce)
+    return [done[spec.folder.name] for spec in specs]
 
 
-def _watch(
-    specs: Sequence[RunSpec], futures: dict[int, Future[Any]], tasks: dict[int, TaskID], progress: Progress
-) -> None:
-    """Draw progress from the histories the runs write; without a terminal, print each evaluated epoch."""
-    printed: dict[int, int] = {}
-    while True:
-        running = [i for i, future in futures.items() if not future.done()]
-        for i, future in futures.items():
-            if future.done() and future.exception() is not None:
-                raise future.exception()  # type: ignore[misc]
-            history = _history(specs[i].folder)
-            if history:
-                total = defenses.make(specs[i].defense).warmup_epochs + specs[i].epochs
-                progress.update(tasks[i], completed=history[-1]["epoch"] + 1, total=total)
-                _announce(specs[i].folder.name, history, printed, i)
-        if not running:
-            return
-        time.sleep(POLL_SECONDS)
+def _job(spec: RunSpec, specs: Sequence[RunSpec]) -> Job:
+    start = start_of(spec)
+    after = tuple(other.folder.name for other in specs if start is not None and other.folder == start.folder)
+    return Job(spec.folder.name, partial(run_experiment, spec), spec.folder, total_epochs(spec), after)
 
 
-def _announce(name: str, history: list[dict[str, Any]], printed: dict[int, int], i: int) -> None:
-    for line in history:
-        if "top1" in line and line["epoch"] > printed.get(i, -1):
-            rates = "  ".join(f"{a} ASR {r['asr']:.1%}" for a, r in line["attacks"].items())
-            head = f"{name:>14}  epoch {line['epoch'] + 1:>2}  top-1 {line['top1']:.1%}"
-            # One line an epoch also where a log file is 80 columns wide.
-            console.print(f"{head}  {rates}  {line['seconds']:.0f} s", soft_wrap=True)
-            printed[i] = line["epoch"]
-
-
-def _history(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return []
+def _announce(job: Job, line: dict[str, Any]) -> None:
+    """Print an evaluated epoch."""
+    if "top1" in line:
+        rates = "  ".join(f"{a} ASR {r['asr']:.1%}" for a, r in line["attacks"].items())
+        head = f"{job.name:>14}  epoch {line['epoch'] + 1:>2}  top-1 {line['top1']:.1%}"
+        # One line an epoch also where a log file is 80 columns wide.
+        console.print(f"{head}  {rates}  {line['seconds']:.0f} s", soft_wrap=True)

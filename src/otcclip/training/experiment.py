@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from otcclip.training.loop import EpochReport, Trainer
 from otcclip.training.outcome import verdict, write_outcome
 from otcclip.training.setting import (
     RunSpec,
+    Setting,
     clean_reference,
     make_setting,
     start_of,
@@ -36,23 +37,29 @@ from otcclip.training.setting import (
     trusted_keys,
 )
 
-__all__ = ["RunSpec", "clean_reference", "make_setting", "run_experiment", "start_of"]
+__all__ = ["RunSpec", "clean_reference", "finished_result", "make_setting", "run_experiment", "start_of"]
 
 CHECKPOINT_SECONDS = 30.0  # training that a kill may cost; a checkpoint of 100 MB every epoch would cost 3 %
 
 
-def run_experiment(spec: RunSpec) -> dict[str, Any]:
-    """Train, judge and write one run; returns its object for `results.json`."""
+def run_experiment(spec: RunSpec, on_setting: Callable[[Setting], None] | None = None) -> dict[str, Any]:
+    """Train, judge and write one run; returns its object for `results.json`.
+
+    Args:
+        on_setting: shown the poisoned corpus before any training; not called where the run is finished already.
+    """
     torch.set_num_threads(spec.threads)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
     folder = spec.folder
-    done = _result(spec)
+    done = finished_result(spec)
     if done is not None:
         return done
     defense = make_defense(spec.defense, **spec.options)
     model = _first_model(spec)
     _claim(folder, spec)
     setting = make_setting(spec, model.image_size)
+    if on_setting is not None:
+        on_setting(setting)
     trusted = None if start_of(spec) is None else trusted_keys(spec, setting)
     pairs = training_pairs(setting.train.without_labels(), model, trusted)
     trainer = Trainer(model, defense, pairs, train_config(spec, defense))
@@ -108,7 +115,7 @@ def _is_of(folder: Path, spec: RunSpec) -> bool:
         return False
 
 
-def _result(spec: RunSpec) -> dict[str, Any] | None:
+def finished_result(spec: RunSpec) -> dict[str, Any] | None:
     """The result of a finished run of this very spec."""
     try:
         return dict(json.loads((spec.folder / "result.json").read_text())) if _is_of(spec.folder, spec) else None
@@ -130,7 +137,7 @@ def _first_model(spec: RunSpec) -> TwoTower:
     start = start_of(spec)
     if start is None:
         return create_two_tower(spec.model, seed=spec.seed)
-    if _result(start) is None:
+    if finished_result(start) is None:
         raise UserError(
             f"{spec.defense}: starts from a finished run of {start.defense} with the same settings, and "
             f"{start.folder} holds none; run that first"

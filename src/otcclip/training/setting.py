@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from otcclip import __version__, attacks
+from otcclip import __version__, attacks, defenses
 from otcclip.attacks import Attack, PoisonPlan, PoisonRecord
 from otcclip.data.emoji_load import EmojiSplit, load_emoji
 from otcclip.data.pairs import PairStore
@@ -83,6 +83,12 @@ def train_config(spec: RunSpec, defense: Defense) -> TrainConfig:
     if isinstance(defense, FineTuner):
         return replace(config, epochs=max(1, round(spec.epochs * defense.epoch_share)), lr=defense.lr)
     return config
+
+
+def total_epochs(spec: RunSpec) -> int:
+    """Lines that the run's history will have."""
+    defense = defenses.make(spec.defense, **spec.options)
+    return defense.warmup_epochs + train_config(spec, defense).epochs
 
 
 def make_attacks(spec: RunSpec, split: EmojiSplit) -> tuple[Attack, ...]:
