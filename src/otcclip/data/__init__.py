@@ -12,18 +12,28 @@ from otcclip.data.decode import (
 )
 from otcclip.data.emoji import EmojiCorpus, build_emoji
 from otcclip.data.emoji_load import EmojiSplit, load_emoji
+from otcclip.data.images import DecodedOnDemand, ImageSource
+from otcclip.data.index import PairData, open_pairs
 from otcclip.data.pairs import Pair, PairStore, concatenate
+from otcclip.data.readers import READERS, ReadOptions
 from otcclip.data.shards import Skipped, expand_shards, read_shard, write_shard
 from otcclip.data.store import load_store, write_skipped
+from otcclip.data.table import PairTable
 
 __all__ = [
+    "READERS",
     "REASONS",
     "BadPair",
+    "DecodedOnDemand",
     "EmojiCorpus",
     "EmojiSplit",
+    "ImageSource",
     "Limits",
     "Pair",
+    "PairData",
     "PairStore",
+    "PairTable",
+    "ReadOptions",
     "Skipped",
     "atomic_file",
     "atomic_folder",
@@ -35,6 +45,7 @@ __all__ = [
     "expand_shards",
     "load_emoji",
     "load_store",
+    "open_pairs",
     "printable",
     "read_shard",
     "write_json",

@@ -31,6 +31,8 @@ Reason = Literal[
     "broken metadata",
     "metadata too deep",
     "duplicate key",
+    "empty box",
+    "broken row",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
@@ -66,14 +68,17 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Encoded image to `[size, size, 3]` uint8 RGB.
+Box = tuple[int, int, int, int]
+
+
+def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS, box: Box | None = None) -> NDArray[np.uint8]:
+    """Encoded image to `[size, size, 3]` uint8 RGB; of `box` (x, y, width, height in pixels) alone, where one is given.
 
     As open_clip's evaluation transform: the shorter side is resized to `size` (bicubic, antialiased), then
     the centre is cropped. Transparency is laid on white; of an animation the first frame is taken.
 
     Raises:
-        BadPair: not jpg/png/webp by its own first bytes, too many bytes or pixels, or broken.
+        BadPair: not jpg/png/webp by its own first bytes, too many bytes or pixels, broken, or a box outside it.
     """
     if len(data) > limits.member_bytes:
         raise BadPair("member too large")
@@ -84,16 +89,28 @@ def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> NDA
             width, height = image.size
             if width * height > limits.pixels:
                 raise BadPair("too many pixels")
+            region = None if box is None else _inside(box, width, height)
+            if region is not None:
+                width, height = region[2] - region[0], region[3] - region[1]
             # A sliver would be blown up before it is cropped: 60,000,000 x 1 is within the cap, its
             # enlargement not.
             if max(width, height) * size > limits.pixels * min(width, height):
                 raise BadPair("too many pixels")
-            return _square(_on_white(image), size)
+            return _square(_on_white(image if region is None else image.crop(region)), size)
     except BadPair:
         raise
     except Exception as error:
         # PIL's parsers raise almost anything on crafted bytes (struct.error, IndexError, MemoryError, ...).
         raise BadPair("broken image") from error
+
+
+def _inside(box: Box, width: int, height: int) -> Box:
+    """The box's part inside the image, as left, top, right, bottom."""
+    x, y, w, h = box
+    left, top, right, bottom = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
+    if left >= right or top >= bottom:
+        raise BadPair("empty box")
+    return left, top, right, bottom
 
 
 def _open(data: bytes) -> Image.Image:

@@ -123,42 +123,82 @@ def read_shard(
     Raises:
         UserError: the shard is missing, not an (uncompressed) tar, truncated or damaged.
     """
+    for located in locate_pairs(shard, limits=limits, on_skip=on_skip, images=True):
+        yield located.pair
+
+
+@dataclass(frozen=True)
+class Located:
+    """A pair of a shard and where its encoded image lies: `size` bytes from `offset` of the (uncompressed) tar."""
+
+    pair: Pair
+    offset: int
+    size: int
+
+
+def locate_pairs(
+    shard: str | Path,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    on_skip: Callable[[Skipped], None] | None = None,
+    images: bool = False,
+) -> Iterator[Located]:
+    """The pairs of one tar as `read_shard` gives them, with the place of each image in the tar.
+
+    Without `images` the images are passed over unread (`pair.image` is empty), so a shard is indexed at the cost of its
+    captions.
+
+    Raises:
+        UserError: as `read_shard`.
+    """
     name = str(shard)
-    for key, members in _samples(name, limits):
+    for key, members in _samples(name, limits, images):
         try:
-            yield _pair(key, members, limits)
+            yield _located(key, members, limits)
         except BadPair as bad:
             if on_skip is not None:
                 on_skip(Skipped(key, name, bad.reason))
 
 
-def _pair(key: str, members: dict[str, bytes | Reason], limits: Limits) -> Pair:
-    for content in members.values():
-        if isinstance(content, str) and content != "not an allowed format":
-            raise BadPair(content)
-    data = {ext: content for ext, content in members.items() if isinstance(content, bytes)}
-    image = next((data[ext] for ext in sorted(IMAGE_EXTENSIONS) if ext in data), None)
+@dataclass(frozen=True)
+class _Member:
+    """A tar member: its content, or the reason it was not read; where its bytes lie."""
+
+    name: str
+    content: bytes | Reason
+    offset: int = 0
+    size: int = 0
+
+
+def _located(key: str, members: dict[str, _Member], limits: Limits) -> Located:
+    for member in members.values():
+        if isinstance(member.content, str) and member.content != "not an allowed format":
+            raise BadPair(member.content)
+    read = {ext: member for ext, member in members.items() if isinstance(member.content, bytes)}
+    image = next((read[ext] for ext in sorted(IMAGE_EXTENSIONS) if ext in read), None)
     if image is None:
-        raise BadPair("not an allowed format" if len(data) < len(members) else "no image")
+        raise BadPair("not an allowed format" if len(read) < len(members) else "no image")
+    data = {ext: member.content for ext, member in read.items() if isinstance(member.content, bytes)}
     if "txt" not in data:
         raise BadPair("no caption")
     caption = decode_caption(data["txt"], limits)
     metadata = decode_metadata(data["json"], limits) if "json" in data else {}
     label = metadata.pop("label", None)
-    return Pair(key, image, caption, label, metadata)
+    assert isinstance(image.content, bytes)
+    return Located(Pair(key, image.content, caption, label, metadata), image.offset, image.size)
 
 
-def _samples(shard: str, limits: Limits) -> Iterator[tuple[str, dict[str, bytes | Reason]]]:
-    """Neighbouring members of one key: extension to content, or to the reason it was not read."""
+def _samples(shard: str, limits: Limits, images: bool) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """Neighbouring members of one key, by extension."""
     key: str | None = None
-    members: dict[str, bytes | Reason] = {}
-    for name, content in _members(shard, limits):
-        stem, extension = _split(name)
+    members: dict[str, _Member] = {}
+    for member in _members(shard, limits, images):
+        stem, extension = _split(member.name)
         if stem != key:
             if key is not None:
                 yield key, members
             key, members = stem, {}
-        members[extension] = content
+        members[extension] = member
     if key is not None:
         yield key, members
 
@@ -170,7 +210,7 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _members(shard: str, limits: Limits) -> Iterator[tuple[str, bytes | Reason]]:
+def _members(shard: str, limits: Limits, images: bool) -> Iterator[_Member]:
     with _open(shard) as handle:
         bounded = _Bounded(handle, max(limits.member_bytes, 1 << 20) + 1024)
         try:
@@ -181,7 +221,7 @@ def _members(shard: str, limits: Limits) -> Iterator[tuple[str, bytes | Reason]]
                 encoding="utf-8",
                 errors="backslashreplace",
             ) as tar:
-                yield from _walk(tar, limits)
+                yield from _walk(tar, limits, images)
                 # tarfile takes a header that is cut off or broken for the end; the real end is a block of
                 # zeros.
                 bounded.seek(tar.offset)
@@ -196,7 +236,7 @@ def _members(shard: str, limits: Limits) -> Iterator[tuple[str, bytes | Reason]]
             raise UserError(f"{printable(shard)}: truncated or broken tar shard: {error}") from error
 
 
-def _walk(tar: tarfile.TarFile, limits: Limits) -> Iterator[tuple[str, bytes | Reason]]:
+def _walk(tar: tarfile.TarFile, limits: Limits, images: bool) -> Iterator[_Member]:
     last = -1
     while (member := tar.next()) is not None:
         if member.offset <= last:  # a negative size sends tarfile back to where it was, for ever
@@ -205,15 +245,23 @@ def _walk(tar: tarfile.TarFile, limits: Limits) -> Iterator[tuple[str, bytes | R
         tar.members = []  # type: ignore[attr-defined]  # or it remembers every member of a big shard
         if member.isdir():
             continue
-        if not member.isreg():
-            yield member.name, "not a regular file"
-        elif _split(member.name)[1] not in ALLOWED_EXTENSIONS:
-            yield member.name, "not an allowed format"
-        elif member.size > limits.member_bytes:
-            yield member.name, "member too large"
-        else:
-            content = tar.extractfile(member)
-            yield member.name, content.read() if content is not None else "not a regular file"
+        yield _read(tar, member, limits, images)
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits, images: bool) -> _Member:
+    extension = _split(member.name)[1]
+    if not member.isreg() or member.issparse():  # a sparse member's bytes are not its content
+        return _Member(member.name, "not a regular file")
+    if extension not in ALLOWED_EXTENSIONS:
+        return _Member(member.name, "not an allowed format")
+    if member.size > limits.member_bytes:
+        return _Member(member.name, "member too large")
+    if extension in IMAGE_EXTENSIONS and not images:
+        return _Member(member.name, b"", member.offset_data, member.size)
+    content = tar.extractfile(member)
+    if content is None:
+        return _Member(member.name, "not a regular file")
+    return _Member(member.name, content.read(), member.offset_data, member.size)
 
 
 class _Bounded:

@@ -1,0 +1,299 @@
+"""Readers on files in each official format, made small: keys, captions, and the very bytes of every image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from otcclip.data.decode import BadPair
+from otcclip.data.images import read_bytes
+from otcclip.data.pairs import Pair
+from otcclip.data.readers import ReadOptions, Spool, find_reader
+from otcclip.data.shards import Skipped, write_shard
+from otcclip.data.table import Row
+from otcclip.errors import UserError
+
+
+def encoded(shade: int, kind: str = "PNG", size: tuple[int, int] = (12, 10)) -> bytes:
+    handle = io.BytesIO()
+    Image.new("RGB", size, (shade, 255 - shade, 7)).save(handle, kind)
+    return handle.getvalue()
+
+
+def read(source: Path | str, kind: str, tmp_path: Path, **options: object) -> tuple[list[Row], list[Skipped]]:
+    spool = Spool(tmp_path / "spool.bin")
+    out = list(find_reader(kind, str(source))[1](str(source), ReadOptions(**options), spool))  # type: ignore[arg-type]
+    spool.close()
+    return [r for r in out if isinstance(r, Row)], [r for r in out if isinstance(r, Skipped)]
+
+
+def shard(path: Path, keys: range) -> Path:
+    write_shard(path, (Pair(f"{i:09d}", encoded(i), f"a caption of {i}", metadata={"url": "u"}) for i in keys))
+    return path
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_webdataset(remote: bool, tmp_path: Path) -> None:
+    for i in range(2):
+        shard(tmp_path / f"{i:05d}.tar", range(i * 3, i * 3 + 3))
+    pattern = str(tmp_path / "{00000..00001}.tar")
+    rows, skipped = read(f"file://{pattern}" if remote else pattern, "auto", tmp_path)
+    assert [row.key for row in rows] == [f"{i:09d}" for i in range(6)] and not skipped
+    assert [row.caption for row in rows] == [f"a caption of {i}" for i in range(6)]
+    assert [read_bytes(row) for row in rows] == [encoded(i) for i in range(6)]
+
+
+def test_shards_joined_as_in_open_clip(tmp_path: Path) -> None:
+    one, two = shard(tmp_path / "a.tar", range(2)), shard(tmp_path / "b.tar", range(5, 7))
+    rows, _ = read(f"{one}::{two}", "webdataset", tmp_path)
+    assert [row.key for row in rows] == ["000000000", "000000001", "000000005", "000000006"]
+
+
+def img2dataset_shard(folder: Path, successes: int, keys: range) -> None:
+    shard(folder / "00000.tar", keys)
+    statistics = {
+        "count": 9,
+        "successes": successes,
+        "failed_to_download": 9 - successes,
+        "status_dict": {"success": 3},
+    }
+    (folder / "00000_stats.json").write_text(json.dumps(statistics))
+    columns = {"key": [f"{i:09d}" for i in keys], "status": ["success"] * len(keys)}
+    pq.write_table(pa.table(columns), folder / "00000.parquet")
+
+
+def test_img2dataset(tmp_path: Path) -> None:
+    img2dataset_shard(tmp_path, 3, range(3))
+    rows, skipped = read(tmp_path, "auto", tmp_path)
+    assert [read_bytes(row) for row in rows] == [encoded(i) for i in range(3)] and not skipped
+
+
+def test_img2dataset_that_lost_pairs_is_one_line(tmp_path: Path) -> None:
+    img2dataset_shard(tmp_path, 4, range(3))
+    with pytest.raises(UserError, match=r"00000\.tar: 3 pairs where 00000_stats\.json counts 4; truncated\?"):
+        read(tmp_path, "img2dataset", tmp_path)
+
+
+def test_img2dataset_files(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "00000"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        (folder / f"{i:09d}.jpg").write_bytes(encoded(i, "JPEG"))
+        (folder / f"{i:09d}.json").write_text("{}")
+        if i != 1:
+            (folder / f"{i:09d}.txt").write_text(f"picture {i}")
+    rows, skipped = read(tmp_path / "out", "img2dataset", tmp_path)
+    assert [(row.key, row.caption) for row in rows] == [("000000000", "picture 0"), ("000000002", "picture 2")]
+    assert read_bytes(rows[1]) == encoded(2, "JPEG")
+    assert [(s.key, s.reason) for s in skipped] == [("000000001", "no caption")]
+
+
+def write_csv(
+    path: Path, rows: list[list[str]], header: tuple[str, str] = ("filepath", "title"), tab: str = "\t"
+) -> Path:
+    with path.open("w", newline="") as handle:
+        csv.writer(handle, delimiter=tab).writerows([header, *rows])
+    return path
+
+
+def test_open_clip_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(1))
+    path = str(tmp_path / "a.png")
+    rows, skipped = read(
+        write_csv(tmp_path / "pairs.csv", [[path, 'says "hi"'], [path, "again"], ["b.png", "  "], ["", "no file"]]),
+        "auto",
+        tmp_path,
+    )
+    assert [(r.key, r.caption, r.file) for r in rows] == [(path, 'says "hi"', path), (f"{path}#1", "again", path)]
+    assert [(s.key, s.reason) for s in skipped] == [("b.png", "empty caption"), ("line 5", "no image")]
+    assert read_bytes(rows[0]) == encoded(1)
+
+
+def test_csv_by_other_names(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "pairs.csv", [["x.jpg", "a dog, barking"]], ("url", "alt"), ",")
+    rows, _ = read(path, "csv", tmp_path, img_key="url", caption_key="alt", separator=",", image_root="/images")
+    assert [(r.key, r.caption, r.file) for r in rows] == [("x.jpg", "a dog, barking", "/images/x.jpg")]
+    with pytest.raises(UserError, match=r"no column 'filepath' \(--csv-img-key\).*its columns are 'url,alt'"):
+        read(path, "csv", tmp_path)
+
+
+def test_csv_with_a_broken_row_and_foreign_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(b"filepath\ttitle\na\tok\nb\t" + b"x" * 200_000 + b"\nc\tcaf\xe9\nd\tfine\n")
+    rows, skipped = read(path, "csv", tmp_path)
+    assert [r.key for r in rows] == ["a", "d"]
+    assert [s.reason for s in skipped] == ["broken row", "caption is not UTF-8"]
+
+
+def parquet_of(kind: str, folder: Path) -> pa.Table:
+    images = [encoded(1), encoded(2), None, encoded(4)]
+    paths = ["a.png", "b.png", None, "d.png"]
+    if kind == "bytes":
+        column = pa.array(images, pa.binary())
+    elif kind == "struct":
+        column = pa.array([{"bytes": i, "path": p} for i, p in zip(images, paths, strict=True)])
+    else:
+        for image, name in zip(images, paths, strict=True):
+            if image and name:
+                (folder / name).write_bytes(image)
+        column = pa.array(paths)
+    return pa.table({"image": column, "text": ["one", "two", "three", None], "key": ["k1", "k2", "k3", "k4"]})
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "paths"])
+def test_parquet(kind: str, tmp_path: Path) -> None:
+    pq.write_table(parquet_of(kind, tmp_path), tmp_path / "part-0.parquet", row_group_size=2)
+    rows, skipped = read(tmp_path / "part-0.parquet", "auto", tmp_path, image_root=str(tmp_path))
+    assert [(r.key, r.caption) for r in rows] == [("k1", "one"), ("k2", "two")]
+    assert [read_bytes(r) for r in rows] == [encoded(1), encoded(2)]
+    assert [(s.key, s.reason) for s in skipped] == [("k3", "no image"), ("k4", "no caption")]
+
+
+def test_parquet_without_the_columns_is_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"picture": [b""], "text": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"no column 'image' \(--csv-img-key\); there are: 'picture', 'text'"):
+        read(tmp_path / "x.parquet", "parquet", tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(tmp_path / "x.parquet", "parquet", tmp_path)
+
+
+def test_hugging_face_on_disk(tmp_path: Path) -> None:
+    """Written by `datasets` itself, several batches, a selection of rows: offsets inside the Arrow file are right."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    whole = datasets.Dataset.from_dict(
+        {"image": [{"bytes": encoded(i), "path": None} for i in range(9)], "caption": [f"no {i}" for i in range(9)]},
+        features=features,
+    )
+    datasets.DatasetDict({"train": whole.select([7, 2, 5])}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(UserError, match=r"holds several splits; name one, for instance .*train"):
+        read(tmp_path / "d", "auto", tmp_path)
+    rows, skipped = read(tmp_path / "d" / "train", "auto", tmp_path)
+    assert [r.caption for r in rows] == ["no 7", "no 2", "no 5"] and not skipped
+    assert [read_bytes(r) for r in rows] == [encoded(i) for i in (7, 2, 5)]
+    assert all(r.size > 0 for r in rows), "read in place"
+
+
+def test_arrow_stream_of_several_batches(tmp_path: Path) -> None:
+    table = pa.table(
+        {"image": [{"bytes": encoded(i), "path": None} for i in range(7)], "text": [str(i) for i in range(7)]}
+    )
+    with pa.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    rows, _ = read(tmp_path, "hf", tmp_path)
+    assert [read_bytes(r) for r in rows] == [encoded(i) for i in range(7)]
+    assert len({r.key for r in rows}) == 7
+    with pa.ipc.new_stream(
+        str(tmp_path / "data.arrow"), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
+        writer.write_table(table)
+    with pytest.raises(UserError, match="compressed Arrow"):
+        read(tmp_path, "hf", tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../../secret.arrow"}]}))
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        read(tmp_path, "hf", tmp_path)
+
+
+def coco_files(root: Path) -> Path:
+    """The layout of `annotations_trainval2017.zip` beside `train2017.zip`."""
+    (root / "annotations").mkdir()
+    (root / "train2017").mkdir()
+    for i in (9, 25):
+        (root / "train2017" / f"{i:012d}.jpg").write_bytes(encoded(i, "JPEG"))
+    value = {
+        "info": {"description": "COCO 2017 Dataset", "year": 2017},
+        "licenses": [{"id": 1, "name": "l", "url": "u"}],
+        "images": [
+            {"license": 1, "file_name": f"{i:012d}.jpg", "height": 10, "width": 12, "id": i, "coco_url": "http://x"}
+            for i in (9, 25)
+        ]
+        + [{"file_name": "../../etc/passwd", "id": 66}],
+        "annotations": [
+            {"image_id": 9, "id": 661611, "caption": "Closeup of bins of food."},
+            {"image_id": 25, "id": 122312, "caption": "A giraffe eating leaves. "},
+            {"image_id": 9, "id": 661977, "caption": "A meal in plastic."},
+            {"image_id": 66, "id": 5, "caption": "leave the folder"},
+            {"image_id": 404, "id": 6, "caption": "no such image"},
+            {"image_id": "x", "id": 7, "caption": "no number"},
+            {"image_id": 25, "id": 8},
+        ],
+    }
+    path = root / "annotations" / "captions_train2017.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_coco_captions(tmp_path: Path) -> None:
+    rows, skipped = read(coco_files(tmp_path), "auto", tmp_path)
+    assert [(r.key, r.caption) for r in rows] == [
+        ("000000000009-661611", "Closeup of bins of food."),
+        ("000000000025-122312", "A giraffe eating leaves."),
+        ("000000000009-661977", "A meal in plastic."),
+    ]
+    assert [read_bytes(r) for r in rows] == [encoded(i, "JPEG") for i in (9, 25, 9)]
+    assert [s.reason for s in skipped] == ["not a regular file", "no image", "broken row", "no caption"]
+
+
+def visual_genome_files(root: Path) -> Path:
+    (root / "VG_100K").mkdir()
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[10:30, 20:50] = (255, 0, 0)
+    Image.fromarray(picture).save(root / "VG_100K" / "2.jpg", quality=95)
+    images = [
+        {
+            "width": 60,
+            "url": "https://cs.stanford.edu/people/rak248/VG_100K/2.jpg",
+            "height": 40,
+            "image_id": 2,
+            "coco_id": None,
+            "flickr_id": None,
+        }
+    ]
+    box = {"region_id": 1382, "width": 30, "height": 20, "image_id": 2, "phrase": "a red sign", "y": 10, "x": 20}
+    outside = {"region_id": 1383, "width": 5, "height": 5, "image_id": 2, "phrase": "nowhere", "y": 90, "x": 90}
+    (root / "image_data.json").write_text(json.dumps(images))
+    path = root / "region_descriptions.json"
+    path.write_text(json.dumps([{"regions": [box, outside], "id": 2}]))
+    return path
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_visual_genome(crop: bool, tmp_path: Path) -> None:
+    rows, skipped = read(visual_genome_files(tmp_path), "auto", tmp_path, crop_regions=crop)
+    assert [(r.key, r.caption) for r in rows] == [("2-1382", "a red sign"), ("2-1383", "nowhere")] and not skipped
+    assert rows[0].box == ((20, 10, 30, 20) if crop else None)
+    assert rows[0].file.endswith("VG_100K/2.jpg") and len(read_bytes(rows[0])) > 100
+
+
+@pytest.mark.parametrize("kind", ["coco", "visual-genome"])
+@pytest.mark.parametrize("text", ["[1", "[" * 100_000, '{"images": 3}', "[3]"])
+def test_other_json_is_one_line(kind: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    (tmp_path / "image_data.json").write_text("[]")
+    with pytest.raises(UserError, match=r"x\.json: not "):
+        read(tmp_path / "x.json", kind, tmp_path)
+
+
+def test_an_unknown_type_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--dataset-type 'webdatset'; did you mean 'webdataset'"):
+        find_reader("webdatset", "x")
+    with pytest.raises(UserError, match="cannot tell its format; say --dataset-type"):
+        find_reader("auto", str(tmp_path / "x.lmdb"))
+
+
+def test_files_that_are_none_are_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in (tmp_path / "pipe.png", Path("/dev/zero"), tmp_path):
+        with pytest.raises(BadPair, match="not a regular file"):
+            read_bytes(Row("k", "c", str(name)))
