@@ -6,7 +6,7 @@ import copy
 import inspect
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from otcclip.defenses.base import (
     Decisions,
     EpochContext,
     EpochPlan,
+    FineTuner,
     PairBatch,
     Step,
     TrainingPairs,
@@ -32,7 +33,7 @@ from otcclip.defenses.base import (
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower
 
-EPOCHS = 6
+EPOCHS = 8
 
 
 class Toy:
@@ -72,11 +73,16 @@ FAMILY: Mapping[str, type[Defense]] = registry.registry("defence", (*DEFENSES.va
 
 @dataclass(frozen=True)
 class Run:
-    """A defence asked for its plans, epoch after epoch, with a model that doesn't learn."""
+    """A defence asked for its plans, epoch after epoch, by a model that doesn't learn; one step in each epoch.
+
+    `grads`: the parameters of an epoch's step that got a gradient, and the largest entry of each.
+    """
 
     defense: Defense
     plans: tuple[EpochPlan, ...]
     decisions: tuple[Decisions, ...]
+    steps: tuple[Step, ...]
+    grads: tuple[dict[str, float], ...]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +92,12 @@ def model() -> TwoTower:
 
 @pytest.fixture(scope="module")
 def pairs(make_store: Callable[..., PairStore], model: TwoTower) -> TrainingPairs:
-    """256 pictures of 32 things, every caption once; look-alikes can tell a fitting caption from the rest."""
-    return training_pairs(make_store(256, 32, own_caption=True).without_labels(), model)
+    """256 pictures of 32 things, every caption once; look-alikes can tell a fitting caption from the rest.
+
+    Somebody vouches for 64 of them.
+    """
+    store = make_store(256, 32, own_caption=True).without_labels()
+    return training_pairs(store, model, store.keys[::4])
 
 
 def ask(defense: Defense, epoch: int, model: TwoTower, pairs: TrainingPairs) -> EpochPlan:
@@ -98,11 +108,17 @@ def ask(defense: Defense, epoch: int, model: TwoTower, pairs: TrainingPairs) -> 
 @pytest.fixture(scope="module", params=FAMILY)
 def run(request: pytest.FixtureRequest, model: TwoTower, pairs: TrainingPairs) -> Run:
     defense = registry.make("defence", FAMILY, request.param)
-    plans, decisions = [], []
+    plans, decisions, steps, grads = [], [], [], []
     for epoch in range(EPOCHS + defense.warmup_epochs):
         plans.append(copy.deepcopy(ask(defense, epoch, model, pairs)))
         decisions.append(copy.deepcopy(defense.decisions(pairs)))
-    return Run(defense, tuple(plans), tuple(decisions))
+        learner = copy.deepcopy(model).train()
+        step = defense.step(batch_of(plans[-1], pairs, 12), learner)
+        step.loss.backward()
+        found = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+        grads.append({name: float(grad.abs().max()) for name, grad in found.items()})
+        steps.append(Step(step.loss.detach(), step.terms))
+    return Run(defense, *map(tuple, (plans, decisions, steps, grads)))
 
 
 def batch_of(plan: EpochPlan, pairs: TrainingPairs, size: int = 24) -> PairBatch:
@@ -112,7 +128,9 @@ def batch_of(plan: EpochPlan, pairs: TrainingPairs, size: int = 24) -> PairBatch
     caption_of = plan.caption_of[index]
     unique = caption_of[caption_of >= 0].unique()
     caption = torch.where(caption_of >= 0, torch.searchsorted(unique, caption_of), -1)
-    return PairBatch(index, (images,) * plan.views, pairs.tokens[unique], caption)
+    apart = None if plan.apart is None else plan.apart[index]
+    tokens = pairs.tokens[unique]
+    return PairBatch(index, (images,) * plan.views, tokens, caption, (tokens,) * (plan.text_views - 1), apart)
 
 
 def test_is_a_defence(run: Run) -> None:
@@ -125,7 +143,8 @@ def test_plans_name_pairs_and_captions_that_exist(run: Run, pairs: TrainingPairs
     n, u = len(pairs), len(pairs.captions)
     for epoch, plan in enumerate(run.plans):
         assert plan.phase == ("warm-up" if epoch < run.defense.warmup_epochs else "train")
-        assert plan.views in (1, 2)
+        assert plan.views in (1, 2) and plan.text_views in (1, 2) and plan.strong in ("none", "further", "all")
+        assert 0 < plan.lr_scale <= 1
         assert plan.index.dtype == plan.caption_of.dtype == torch.int64
         assert plan.index.ndim == 1 and len(plan.index) and plan.caption_of.shape == (n,)
         assert plan.index.min() >= 0 and plan.index.max() < n
@@ -143,40 +162,36 @@ def test_decisions_are_one_a_pair(run: Run, pairs: TrainingPairs) -> None:
 
 
 def test_what_is_trained_on_is_what_was_decided(run: Run, pairs: TrainingPairs) -> None:
-    """A pair kept learns under its own caption, one re-paired under the new one, one held back under none."""
+    """A pair kept learns under its own caption, one re-paired under the new one, one held back under none or apart."""
     own = pairs.caption_of.numpy()
     for plan, decisions in zip(run.plans, run.decisions, strict=True):
         assert (decisions.caption_of[decisions.action == KEEP] == own[decisions.action == KEEP]).all()
         if plan.phase == "warm-up":
             continue
         for i, caption in zip(plan.index.tolist(), plan.caption_of[plan.index].tolist(), strict=True):
-            if caption >= 0:
+            if plan.apart is not None and plan.apart[i]:
+                assert decisions.action[i] == HOLD_BACK
+            elif caption >= 0:
                 assert decisions.action[i] != HOLD_BACK and caption == decisions.caption_of[i]
 
 
-def test_step_gives_a_loss_with_gradient(run: Run, model: TwoTower, pairs: TrainingPairs) -> None:
-    """In every epoch; once it trains, every parameter of open_clip's model gets a gradient."""
-    learner = copy.deepcopy(model).train()
-    for epoch in {0, run.defense.warmup_epochs, len(run.plans) - 1}:
-        learner.zero_grad(set_to_none=True)
-        step = run.defense.step(batch_of(run.plans[epoch], pairs), learner)
+def test_step_gives_a_loss_with_gradient(run: Run, model: TwoTower) -> None:
+    """In every epoch; over a run every parameter of open_clip's model learns, and every tower in its first epochs."""
+    for plan, step, grads in zip(run.plans, run.steps, run.grads, strict=True):
         assert step.loss.shape == () and torch.isfinite(step.loss)
         assert step.terms and all(isinstance(name, str) for name in step.terms)
         for term in step.terms.values():
             assert term.shape == () and torch.isfinite(term) and not term.requires_grad
-        step.loss.backward()
-        grads = {name: p.grad for name, p in learner.named_parameters()}
-        if run.plans[epoch].phase == "train":
-            missing = [name for name, grad in grads.items() if grad is None and name.startswith("clip.")]
-            assert not missing
-        assert all(torch.isfinite(grad).all() for grad in grads.values() if grad is not None)
-        towers = ("clip.visual", "clip.transformer", "clip.token_embedding", "clip.logit_scale")
-        if epoch > run.defense.warmup_epochs:
-            towers = ()  # a match by a model that never learned may give one caption to all, and nothing to tell apart
-        for tower in towers if run.plans[epoch].phase == "train" else towers[:1]:
-            assert any(g is not None and g.abs().max() > 0 for name, g in grads.items() if name.startswith(tower)), (
-                f"{tower} does not learn"
-            )
+        assert grads and all(np.isfinite(largest) for largest in grads.values()), plan.phase
+    ever = set().union(*run.grads)
+    assert not [name for name, _ in model.named_parameters() if name.startswith("clip.") and name not in ever]
+    # Later a match by a model that never learned may give one caption to all, and nothing to tell apart.
+    first_clip = next(i for i, grads in enumerate(run.grads) if grads.get("clip.logit_scale"))
+    for tower in ("clip.visual", "clip.transformer", "clip.token_embedding"):
+        assert any(largest > 0 for name, largest in run.grads[first_clip].items() if name.startswith(tower)), (
+            f"{tower} does not learn"
+        )
+    assert any(largest > 0 for name, largest in run.grads[0].items() if name.startswith("clip.visual"))
 
 
 def test_step_leaves_its_batch_alone(run: Run, model: TwoTower, pairs: TrainingPairs) -> None:
@@ -227,7 +242,15 @@ def test_a_restored_defence_goes_on_as_the_first(name: str, cut: int, model: Two
 def test_a_defence_sees_no_label(make_store: Callable[..., PairStore], model: TwoTower) -> None:
     store = make_store(12, 4)
     seen = training_pairs(store, model)
-    assert {field.name for field in fields(seen)} == {"keys", "images", "captions", "tokens", "caption_of"}
+    assert {field.name for field in fields(seen)} == {
+        "keys",
+        "images",
+        "captions",
+        "tokens",
+        "caption_of",
+        "trusted",
+    }
+    assert seen.trusted is None
     assert seen.captions == tuple(sorted(set(store.captions))) and len(seen.tokens) == len(seen.captions)
     assert [seen.captions[i] for i in seen.caption_of] == list(store.captions)
     assert torch.equal(seen.tokens, model.tokenize(seen.captions))
@@ -281,3 +304,27 @@ def test_a_batch_in_which_nobody_has_a_caption(model: TwoTower, pairs: TrainingP
     step = defense.step(batch_of(EpochPlan("train", silent, plan.caption_of, 2), pairs, 8), learner)
     assert torch.isfinite(step.loss)
     step.loss.backward()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_fine_tuner_mends_another_defences_run(name: str, model: TwoTower, pairs: TrainingPairs) -> None:
+    """It starts from a defence that starts from nothing, and trains on trusted pairs alone."""
+    defense = registry.make("defence", FAMILY, name)
+    if not isinstance(defense, FineTuner):
+        assert not hasattr(FAMILY[name], "starts_from")
+        return
+    assert not hasattr(FAMILY[FAMILY[name].starts_from], "starts_from")  # type: ignore[attr-defined]
+    assert defense.warmup_epochs == 0 and 0 < defense.epoch_share <= 1 and defense.lr > 0
+    assert pairs.trusted is not None
+    assert pairs.trusted[ask(defense, 0, model, pairs).index].all()
+    for nobody in (None, torch.zeros(len(pairs), dtype=torch.bool)):
+        with pytest.raises(UserError, match=rf"{name}: fine-tunes on pairs that somebody vouches for, and got 0"):
+            ask(registry.make("defence", FAMILY, name), 0, model, replace(pairs, trusted=nobody))
+
+
+def test_trusted_keys_are_the_pairs_own(make_store: Callable[..., PairStore], model: TwoTower) -> None:
+    store = make_store(12, 4)
+    seen = training_pairs(store, model, ["pair-0007", "pair-0002"])
+    assert seen.trusted is not None and torch.nonzero(seen.trusted)[:, 0].tolist() == [2, 7]
+    with pytest.raises(UserError, match="trusted keys: 1 of 2 name no training pair, 'stranger' for one"):
+        training_pairs(store, model, ["pair-0007", "stranger"])

@@ -7,11 +7,17 @@ from typing import Any
 
 from otcclip import registry
 from otcclip.defenses.base import Defense
+from otcclip.defenses.cleanclip import CleanCLIP
 from otcclip.defenses.clip import Clip
 from otcclip.defenses.otcclip import OTCClip
 from otcclip.defenses.otcclip_paper import OTCClipPaper
+from otcclip.defenses.par import PAR
+from otcclip.defenses.roclip import RoCLIP
+from otcclip.defenses.safeclip import SafeCLIP
 
-DEFENSES: Mapping[str, type[Defense]] = registry.registry("defence", (Clip, OTCClipPaper, OTCClip))
+DEFENSES: Mapping[str, type[Defense]] = registry.registry(
+    "defence", (Clip, OTCClipPaper, OTCClip, RoCLIP, SafeCLIP, CleanCLIP, PAR)
+)
 
 
 def make(name: str, /, **options: Any) -> Defense:
@@ -24,4 +30,15 @@ def make(name: str, /, **options: Any) -> Defense:
     return made
 
 
-__all__ = ["DEFENSES", "Clip", "Defense", "OTCClip", "OTCClipPaper", "make"]
+__all__ = [
+    "DEFENSES",
+    "PAR",
+    "CleanCLIP",
+    "Clip",
+    "Defense",
+    "OTCClip",
+    "OTCClipPaper",
+    "RoCLIP",
+    "SafeCLIP",
+    "make",
+]

@@ -228,3 +228,11 @@ def keep_all(pairs: TrainingPairs) -> Decisions:
     """The decisions of a defence that judges nothing."""
     n = len(pairs)
     return Decisions(np.zeros(n, np.int8), pairs.caption_of.numpy(), np.full(n, np.nan))
+
+
+def keep_trusted(pairs: TrainingPairs) -> Decisions:
+    """The decisions of a `FineTuner`: only trusted pairs are in force; nothing is judged."""
+    n = len(pairs)
+    trusted = np.zeros(n, np.bool_) if pairs.trusted is None else pairs.trusted.numpy()
+    action = np.where(trusted, KEEP, HOLD_BACK).astype(np.int8)
+    return Decisions(action, pairs.caption_of.numpy(), np.full(n, np.nan))

@@ -53,3 +53,57 @@ def view_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], temperature:
     b = len(one)
     other = torch.arange(2 * b, device=both.device).roll(b)
     return F.cross_entropy(logits, other)
+
+
+def partner_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], scale: Tensor) -> Tensor:
+    """CE(one, two): cross-entropy of each row's partner among all rows of `two` (Bansal et al., CleanCLIP, 2023).
+
+    Args:
+        one, two: unit vectors; row `i` of both comes from the same image or caption.
+        scale: inverse temperature.
+
+    Returns:
+        A scalar.
+    """
+    return F.cross_entropy(scale * one @ two.T, torch.arange(len(one), device=one.device))
+
+
+def neighbour_loss(
+    one: Float[Tensor, "b d"],
+    two: Float[Tensor, "b d"],
+    nearest_one: Float[Tensor, "b d"],
+    nearest_two: Float[Tensor, "b d"],
+    temperature: float,
+) -> Tensor:
+    """Each view's nearest neighbour in a pool is to find the other view among all (Dwibedi et al., NNCLR, 2021, eq. 2).
+
+    `-log softmax_k(NN(one_i) . two_k / temperature)_i`, averaged over rows and over both directions.
+
+    Args:
+        one, two: unit vectors; row `i` of both comes from the same image or caption.
+        nearest_one, nearest_two: their neighbours in the pool; constants.
+        temperature: softmax temperature.
+
+    Returns:
+        A scalar.
+    """
+    own = torch.arange(len(one), device=one.device)
+    there = F.cross_entropy(nearest_one @ two.T / temperature, own)
+    back = F.cross_entropy(nearest_two @ one.T / temperature, own)
+    return (there + back) / 2
+
+
+def bounded_distance(now: Float[Tensor, "b d"], then: Float[Tensor, "b d"], bound: float) -> Tensor:
+    """`l 1[l <= bound]` with `l = mean ||now - then||^2` (Singh, Croce and Hein, PAR, 2024).
+
+    A reward: beyond the bound it is 0 and so is its gradient, so that features are driven away that far and no further.
+
+    Args:
+        now, then: unit vectors of the same things under two models.
+        bound: tau, in squared distance: 0 (the same) to 4 (opposite).
+
+    Returns:
+        A scalar.
+    """
+    distance = (now - then).square().sum(dim=1).mean()
+    return distance * (distance.detach() <= bound)
