@@ -1,0 +1,67 @@
+"""How alike captions are, by optimal transport between their words and nothing learned.
+
+As `evidence.captions`: under the discrete metric OT(a, b) = 1 - sum_w min(a_w, b_w), and marginals are inverse document
+frequencies. Here for any caption against any other, sparse, with frequencies counted over one fixed set of captions: a
+shard's captions are compared with the reference's without a matrix of all with all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+_WORD = re.compile(r"\w+")
+MAX_WORDS = 128  # an enemy's caption may have 4,096 characters; nobody describes an image in so many words
+
+
+def words(caption: str) -> list[str]:
+    """The distinct lower-case words of a caption, at most 128, in order."""
+    return list(dict.fromkeys(_WORD.findall(caption.lower())))[:MAX_WORDS]
+
+
+class CaptionAgreement:
+    """Agreement `1 - OT` of captions, 0 to 1; word weights log(m / document frequency) over the `m` captions given."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        counts: dict[str, int] = {}
+        for caption in captions:
+            for word in words(caption):
+                counts[word] = counts.get(word, 0) + 1
+        self._size = max(2, len(captions))
+        self._column = {word: i for i, word in enumerate(sorted(counts))}
+        self._idf = {word: float(np.log(self._size / n)) for word, n in counts.items()}
+
+    def marginals(self, captions: Sequence[str]) -> sparse.csr_array:
+        """`[u, v]` rows that sum to one, or below where words never seen in the fixed set take their share."""
+        rows, columns, values = [], [], []
+        for i, caption in enumerate(captions):
+            weight = {word: self._idf.get(word, float(np.log(self._size))) for word in words(caption)}
+            total = sum(weight.values())
+            for word, value in weight.items():
+                if value > 0 and word in self._column:
+                    rows.append(i)
+                    columns.append(self._column[word])
+                    values.append(value / total)
+        shape = (len(captions), max(1, len(self._column)))
+        return sparse.csr_array((np.array(values, np.float32), (rows, columns)), shape=shape)
+
+    @staticmethod
+    def table(a: sparse.csr_array, b: sparse.csr_array) -> NDArray[np.float32]:
+        """Agreement of every row of `a [u, v]` with every row of `b [m, v]`: `[u, m]`."""
+        out = np.zeros((a.shape[0], b.shape[0]), np.float32)
+        by_word_a, by_word_b = a.tocsc(), b.tocsc()
+        for word in np.flatnonzero((np.diff(by_word_a.indptr) > 0) & (np.diff(by_word_b.indptr) > 0)):
+            i = slice(by_word_a.indptr[word], by_word_a.indptr[word + 1])
+            j = slice(by_word_b.indptr[word], by_word_b.indptr[word + 1])
+            smaller = np.minimum.outer(by_word_a.data[i], by_word_b.data[j])
+            out[np.ix_(by_word_a.indices[i], by_word_b.indices[j])] += smaller
+        return out
+
+    @staticmethod
+    def paired(a: sparse.csr_array, b: sparse.csr_array) -> NDArray[np.float32]:
+        """Agreement of row i of `a` with row i of `b`: `[n]`."""
+        return np.asarray(a.minimum(b).sum(axis=1), np.float32).ravel()
