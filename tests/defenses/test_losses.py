@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from otcclip.defenses.losses import clip_loss, view_loss
+from otcclip.defenses.losses import bounded_distance, clip_loss, neighbour_loss, partner_loss, view_loss
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:
@@ -71,3 +71,55 @@ def test_view_loss_is_simclrs_equation() -> None:
         others = [math.exp(float(both[i] @ both[k]) / tau) for k in range(10) if k != i]
         total += -math.log(math.exp(float(both[i] @ both[partner]) / tau) / sum(others))
     assert float(view_loss(one, two, tau)) == pytest.approx(total / 10, abs=1e-9)
+
+
+def test_partner_loss_is_one_direction_of_clips() -> None:
+    """Of the two cross-entropies in CLIP's loss it is the one over rows; both make the whole."""
+    one, two, scale = unit(7, 5, 0), unit(7, 5, 1), torch.tensor(9.0, dtype=torch.float64)
+    own = torch.arange(7)
+    there, back = partner_loss(one, two, scale), partner_loss(two, one, scale)
+    torch.testing.assert_close((there + back) / 2, clip_loss(one, two, own, scale))
+    assert abs(float(there - back)) > 1e-3
+    torch.testing.assert_close(there, F.cross_entropy(scale * one @ two.T, own))
+
+
+def test_neighbour_loss_is_nnclrs_equation() -> None:
+    one, two, pool, tau = unit(4, 3, 0), unit(4, 3, 1), unit(9, 3, 2), 0.2
+    total = 0.0
+    for query, key in ((one, two), (two, one)):
+        for i in range(4):
+            near = max(pool, key=lambda p, q=query[i]: float(p @ q))  # type: ignore[misc]
+            share = math.exp(float(near @ key[i]) / tau) / sum(math.exp(float(near @ k) / tau) for k in key)
+            total += -math.log(share) / 8
+    near_one, near_two = (pool[(view @ pool.T).argmax(1)] for view in (one, two))
+    assert float(neighbour_loss(one, two, near_one, near_two, tau)) == pytest.approx(total, abs=1e-9)
+
+
+def test_neighbours_that_are_the_views_themselves_give_the_loss_between_views() -> None:
+    one, two, tau = unit(6, 4, 0), unit(6, 4, 1), 0.3
+    scale = torch.tensor(1 / tau, dtype=torch.float64)
+    expected = (partner_loss(one, two, scale) + partner_loss(two, one, scale)) / 2
+    torch.testing.assert_close(neighbour_loss(one, two, one, two, tau), expected)
+
+
+@pytest.mark.parametrize(("cosine", "inside"), [(0.9, True), (0.0, True), (-0.07, True), (-0.08, False), (-1.0, False)])
+def test_bounded_distance_rewards_up_to_tau(cosine: float, inside: bool) -> None:
+    """||a - b||^2 = 2 - 2 cos: tau = 2.15 is a cosine of -.075. Inside, the gradient leads away; outside, nowhere."""
+    then = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(3, 2)
+    now = torch.tensor([[cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64).repeat(3, 1).requires_grad_()
+    reward = bounded_distance(now, then, 2.15)
+    assert float(reward.detach()) == pytest.approx(2 - 2 * cosine if inside else 0.0)
+    (gradient,) = torch.autograd.grad(-reward / 2, now)
+    if inside:
+        step = now.detach() - 0.01 * gradient  # one step down the loss
+        assert (step @ then[0] < now.detach() @ then[0]).all(), "a step leads away from the poisoned features"
+        torch.testing.assert_close(gradient, -(now.detach() - then) / 3)
+    else:
+        assert not gradient.any()
+
+
+def test_bounded_distance_is_of_the_batch_not_of_each_pair() -> None:
+    """The indicator asks the mean: one pair beyond tau goes on while the batch is within."""
+    then = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    now = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    assert bounded_distance(now, then, 2.15) == 2.0 and bounded_distance(now, then, 1.99) == 0.0
