@@ -74,7 +74,12 @@ class Toy:
 
 FAMILY = registry.registry("attack", (*ATTACKS.values(), Toy))
 # What the small corpus below needs; a newcomer that its defaults suit needs no line here.
-OPTIONS: dict[str, dict[str, Any]] = {"multi": {"count": 30}, "label-swap": {"swaps": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "multi": {"count": 30},
+    "label-swap": {"swaps": 4},
+    "jittered": {"images": 4, "copies": 5},
+    "mimicry": {"count": 20},
+}
 
 
 def pairs(hand: str, n: int, seed: int, size: int = 48) -> PairStore:

@@ -25,16 +25,36 @@ from otcclip.attacks.base import (
 from otcclip.attacks.blended import Blended
 from otcclip.attacks.clean_label import CleanLabel
 from otcclip.attacks.colour_filter import ColourFilter
+from otcclip.attacks.jittered import Jittered
 from otcclip.attacks.label_swap import LabelSwap
+from otcclip.attacks.mimicry import Mimicry
+from otcclip.attacks.mixed_captions import MixedCaptions
 from otcclip.attacks.multi import Multi
 from otcclip.attacks.planting import Poisoned, apply_trigger, make_plans, poison
 from otcclip.attacks.records import read_records, write_records
 from otcclip.attacks.sig import Sig
 from otcclip.attacks.targeted import Targeted
+from otcclip.attacks.tiled import Tiled
 from otcclip.attacks.wanet import WaNet
 
 ATTACKS: Mapping[str, type[Any]] = registry.registry(
-    "attack", (BadNets, Blended, Sig, WaNet, ColourFilter, CleanLabel, Multi, Targeted, LabelSwap)
+    "attack",
+    (
+        BadNets,
+        Blended,
+        Sig,
+        WaNet,
+        ColourFilter,
+        CleanLabel,
+        Multi,
+        Targeted,
+        LabelSwap,
+        # Adaptive: white-box on OTCCLIP.
+        Tiled,
+        MixedCaptions,
+        Mimicry,
+        Jittered,
+    ),
 )
 
 
@@ -56,7 +76,10 @@ __all__ = [
     "Blended",
     "CleanLabel",
     "ColourFilter",
+    "Jittered",
     "LabelSwap",
+    "Mimicry",
+    "MixedCaptions",
     "Multi",
     "PairIndex",
     "PoisonContext",
@@ -66,6 +89,7 @@ __all__ = [
     "Replacement",
     "Sig",
     "Targeted",
+    "Tiled",
     "Trial",
     "WaNet",
     "apply_trigger",

@@ -13,8 +13,8 @@ WEIGHTS = 2**20  # 255 x 2^20 x (a million pixels) stays below 2^53: sums in flo
 def content_numbers(images: Tensor, salt: int) -> Tensor:
     """`[..., 3, H, W]` in 0..1 -> `[...]` int64 in 0..2^31-2, equal for images equal as bytes.
 
-    A weighted sum of a grid of pixels, rounded to bytes, modulo a prime; the weights depend on `salt` and a pixel's place
-    in its image alone. Not cryptographic: nobody gains by steering it.
+    A weighted sum of a grid of pixels, rounded to bytes, modulo a prime; the weights depend on `salt` and a pixel's
+    place in its image alone. Not cryptographic: nobody gains by steering it.
     """
     height, width = images.shape[-2:]
     grid = images[..., :: max(1, height // SAMPLE), :: max(1, width // SAMPLE)]

@@ -52,10 +52,7 @@ class Targeted:
         """See `Attack.plan`. `trial.wanted`: for each image a training class not its own, each once."""
         rng = rng_for(self.name, seed)
         test = corpus.test
-        if self.images > len(test.keys):
-            raise UserError(f"{self.name}: {self.images} target images asked for, the test split has {len(test.keys)}")
-        chosen = [int(i) for i in rng.choice(len(test.keys), self.images, replace=False)]
-        wanted = _other_names([test.labels[i] for i in chosen], corpus.names, self.name, rng)
+        chosen, wanted = draw_targets(self.name, corpus, self.images, rng)
         keys = iter(corpus.fresh_keys(self.images * self.copies, rng))
         added: list[Addition] = []
         records: list[PoisonRecord] = []
@@ -76,6 +73,21 @@ class Targeted:
     def trigger(self, images: Tensor) -> Tensor:
         """The identity: the image itself is the target."""
         return images
+
+
+def draw_targets(
+    attack: str, corpus: PoisonContext, count: int, rng: np.random.Generator
+) -> tuple[list[int], tuple[str, ...]]:
+    """`count` distinct rows of the test split, and for each a training class that is not its own, each class once.
+
+    Raises:
+        UserError: fewer test images, or not more class names, than `count`.
+    """
+    test = corpus.test
+    if count > len(test.keys):
+        raise UserError(f"{attack}: {count} target images asked for, the test split has {len(test.keys)}")
+    chosen = [int(i) for i in rng.choice(len(test.keys), count, replace=False)]
+    return chosen, _other_names([test.labels[i] for i in chosen], corpus.names, attack, rng)
 
 
 def _other_names(own: list[str], names: tuple[str, ...], attack: str, rng: np.random.Generator) -> tuple[str, ...]:
