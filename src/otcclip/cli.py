@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import tyro
 
+from otcclip.commands.bench import bench
 from otcclip.commands.corpus import corpus_emoji
 from otcclip.commands.demo import demo
 from otcclip.commands.report import report
@@ -14,6 +15,7 @@ from otcclip.errors import UserError
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo,
+    "bench": bench,
     "report": report,
     "corpus emoji": corpus_emoji,
 }

@@ -137,7 +137,7 @@ def run_fleet(
         if not keep_going:
             raise result
         for name in schedule.fail(job.name):
-            settle(by_name[name], UserError(f"{name}: needs {job.name}, which ended with: {result}"))
+            settle(by_name[name], UserError(f"needs {job.name}, which failed: {result}"))
 
     with bar() as progress, contextlib.ExitStack() as stack:
         stack.callback(_stop, running)
@@ -191,8 +191,9 @@ def _receive(one: _Running) -> dict[str, Any] | UserError:
     except EOFError:
         one.process.join()
         code = one.process.exitcode or 0
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return UserError(f"{one.job.name}: its process was ended {how} (out of memory?); the same command goes on")
+        how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return UserError(f"the process of {one.job.name} {how}{hint}; the same command goes on")
     finally:
         one.connection.close()
     one.process.join()

@@ -1,0 +1,237 @@
+"""What a matrix is made of: groups of attacks, defences and seeds, and the cells they make.
+
+    plan(BenchSpec("corpora/emoji", "runs/matrix", attacks=("plain", "badnets+sig"), defenses=("clip", "otcclip")))
+
+A group is one poisoned corpus: its attacks are planted together, so one training serves them all. A cell is a group
+under a defence with a seed; nothing outside the cell decides it, so its figures are the same alone and in any matrix.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otcclip import attacks, defenses
+from otcclip.attacks import ATTACKS
+from otcclip.data.emoji_load import EmojiSplit
+from otcclip.defenses import DEFENSES
+from otcclip.errors import UserError
+from otcclip.registry import find
+from otcclip.specs import Spec, options_of, takes
+from otcclip.training.experiment import RunSpec
+from otcclip.training.loop import TrainConfig
+from otcclip.training.setting import make_attacks, start_of
+
+UNDEFENDED = "clip"
+NONE = "none"
+PLAIN = ("badnets", "blended", "sig", "wanet", "filter", "targeted")
+ALIASES: dict[str, tuple[str, ...]] = {"plain": PLAIN, NONE: ()}
+MAX_RATE = 0.5
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """A matrix as asked for; `plan` turns it into cells.
+
+    Attributes:
+        corpus: folder of the emoji corpus. out: the matrix's folder.
+        attacks: groups, `spec+spec+...` or an alias; `none` is the corpus as it is.
+        defenses: specs. The undefended run is always there: without it no other figure means anything.
+        poison_rates: each sets every attack's count to that share of the training pairs; none: the attacks' own counts.
+        reference: also train undefended without poison, for the rates that no attack has earned.
+        utility: names of `training.utility.MEASURES` to take of every finished model.
+    """
+
+    corpus: str
+    out: str
+    attacks: tuple[str, ...] = ("plain",)
+    defenses: tuple[str, ...] = (UNDEFENDED, "otcclip")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    hold_out: str = "twemoji"
+    target: str = "banana"
+    epochs: int = TrainConfig.epochs
+    poison_rates: tuple[float, ...] = ()
+    reference: bool = True
+    utility: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Attacks planted in one corpus; `label` is what tables and folders call it."""
+
+    label: str
+    attacks: tuple[str, ...]
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class DefenseChoice:
+    """A defence with its options set; `label` is its spec as text."""
+
+    label: str
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a group under a defence with a seed."""
+
+    group: Group
+    defense: DefenseChoice
+    seed: int
+    run: RunSpec
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @property
+    def name(self) -> str:
+        return f"{self.group.label} · {self.defense.label} · seed {self.seed}"
+
+
+def parse_group(text: str) -> Group:
+    """`spec+spec+...` or an alias.
+
+    Raises:
+        UserError: an unknown attack or option, or an empty group.
+    """
+    label = text.strip()
+    written = ALIASES.get(label)
+    # A plus sign inside a value stays there unless an attack's name could follow it.
+    parts = written if written is not None else re.split(r"\+(?=[A-Za-z])", label)
+    specs = [Spec.parse(part) for part in parts]
+    for spec in specs:
+        if spec.name not in ATTACKS and spec.name in ALIASES:
+            raise UserError(f"attack group {label!r}: {spec.name!r} is a group of its own and joins no other")
+        options_of("attack", ATTACKS, spec)
+    return Group(label if written is not None else "+".join(map(str, specs)), tuple(map(str, specs)))
+
+
+def parse_defense(text: str) -> DefenseChoice:
+    """A defence's spec.
+
+    Raises:
+        UserError: an unknown defence or option, or a value it refuses.
+    """
+    spec = Spec.parse(text)
+    options = options_of("defence", DEFENSES, spec)
+    defenses.make(spec.name, **options)
+    return DefenseChoice(str(spec), spec.name, options)
+
+
+def at_rate(group: Group, rate: float, pairs: int) -> Group:
+    """`group` with every attack's count at a share `rate` of `pairs` training pairs, at least one pair.
+
+    An attack counted in copies of some images keeps its images and changes its copies.
+
+    Raises:
+        UserError: a rate outside (0, 0.5], an attack whose count is set already, or one that takes none.
+    """
+    if not 0 < rate <= MAX_RATE:
+        raise UserError(f"--poison-rate {rate:g}: a share of the training pairs above 0, at most {MAX_RATE:g}")
+    specs = tuple(str(_counted(Spec.parse(text), rate * pairs)) for text in group.attacks)
+    return Group(f"{group.label}@{rate:g}", specs, rate)
+
+
+def _counted(spec: Spec, count: float) -> Spec:
+    member = find("attack", ATTACKS, spec.name)
+    option = "count" if takes(member, "count") else "copies"
+    if option == "copies" and not (takes(member, "copies") and takes(member, "images")):
+        raise UserError(f"--poison-rate: attack {spec.name!r} takes no count of pairs")
+    if option in spec:
+        raise UserError(f"--poison-rate and {spec}: both set how much poison there is")
+    if option == "copies":
+        images = options_of("attack", ATTACKS, spec).get(
+            "images", inspect.signature(member).parameters["images"].default
+        )
+        count /= images
+    return spec.with_options(**{option: max(1, round(count))})
+
+
+def plan(bench: BenchSpec, pairs: int) -> tuple[Cell, ...]:
+    """The matrix's cells, undefended ones first within a seed; `pairs` is the number of training pairs.
+
+    Raises:
+        UserError: whatever `parse_group`, `parse_defense` and `at_rate` refuse, or nothing asked for.
+    """
+    if not (bench.attacks and bench.defenses and bench.seeds):
+        raise UserError("bench: name at least one attack, one defence and one seed")
+    if bench.epochs < 1:
+        raise UserError(f"--epochs {bench.epochs}: at least 1")
+    if any(seed < 0 for seed in bench.seeds):
+        raise UserError(f"--seeds {min(bench.seeds)}: seeds are whole numbers from 0")
+    groups = groups_of(bench, pairs)
+    chosen = _with_starts([parse_defense(text) for text in (UNDEFENDED, *bench.defenses)])
+    cells: dict[Path, Cell] = {}
+    for seed in dict.fromkeys(bench.seeds):
+        rows = [(group, choice) for group in groups for choice in chosen]
+        if bench.reference:
+            rows.insert(0, (parse_group(NONE), chosen[0]))
+        for group, choice in rows:
+            cell = _cell(bench, group, choice, seed)
+            cells.setdefault(cell.folder, cell)
+    return tuple(cells.values())
+
+
+def groups_of(bench: BenchSpec, pairs: int) -> tuple[Group, ...]:
+    """The groups asked for, each at every rate asked for; `none` once."""
+    groups: dict[str, Group] = {}
+    for group in map(parse_group, bench.attacks):
+        at = [at_rate(group, rate, pairs) for rate in bench.poison_rates] if group.attacks else []
+        groups |= {one.label: one for one in at or [group]}
+    return tuple(groups.values())
+
+
+def _with_starts(chosen: Sequence[DefenseChoice]) -> list[DefenseChoice]:
+    """Each once; before one that fine-tunes, the defence whose model it starts from."""
+    out: dict[str, DefenseChoice] = {}
+    for choice in chosen:
+        start = start_of(RunSpec("", "", choice.name, choice.options))
+        if start is not None:
+            first = parse_defense(start.defense)
+            out.setdefault(first.label, first)
+        out.setdefault(choice.label, choice)
+    return list(out.values())
+
+
+def _cell(bench: BenchSpec, group: Group, choice: DefenseChoice, seed: int) -> Cell:
+    folder = Path(bench.out) / slug(group.label) / f"seed-{seed}"
+    name = slug(choice.label)
+    run = RunSpec(
+        corpus=bench.corpus,
+        out=str(folder),
+        defense=choice.name,
+        options=choice.options,
+        name="" if name == choice.name else name,
+        hold_out=bench.hold_out,
+        target=bench.target,
+        attacks=group.attacks,
+        seed=seed,
+        epochs=bench.epochs,
+        poisoned=bool(group.attacks),
+        threads=1,
+    )
+    return Cell(group, choice, seed, run)
+
+
+def slug(label: str) -> str:
+    """`label` as a folder's name; distinct labels give distinct names."""
+    plain = re.sub(r"[^A-Za-z0-9.+@_-]+", "_", label)[:80].lstrip(".")
+    return plain if plain == label else f"{plain}-{zlib.crc32(label.encode()):08x}"
+
+
+def check_attacks(cells: Sequence[Cell], split: EmojiSplit) -> None:
+    """Plan every group once, as its first seed would: what cannot be planted fails here, before any training.
+
+    Raises:
+        UserError: a target that is no class of the corpus, more poison than pairs, two attacks of one name.
+    """
+    for cell in {cell.group.label: cell for cell in reversed(cells)}.values():
+        attacks.make_plans(split.train, split.test, make_attacks(cell.run, split), cell.seed)
