@@ -34,6 +34,17 @@ def test_each_image_gets_a_class_of_its_own_that_is_not_its_own(seed: int) -> No
     assert [(r.key, r.location) for r in plan.records] == [(a.key, a.source_key) for a in plan.added]
 
 
+def test_the_class_argued_for_is_one_that_the_model_will_know() -> None:
+    def context(rare: int, known: int) -> PoisonContext:
+        labels = tuple(f"rare{i}" for i in range(rare)) + tuple(f"known{i}" for i in range(known)) * 4
+        train = PairIndex(tuple(f"a-{i}" for i in range(len(labels))), tuple(f"{x}!" for x in labels), labels)
+        return PoisonContext(train, PairIndex(tuple(f"b-{i}" for i in range(20)), labels[:20], labels[:20]))
+
+    assert all(name.startswith("known") for name in Targeted().plan(context(15, 20), 0).trial.wanted)
+    # Ten known classes would not do for sixteen images: the rare ones are drawn on too.
+    assert any(name.startswith("rare") for name in Targeted().plan(context(9, 10), 0).trial.wanted)
+
+
 def test_too_few_names_or_images_is_one_line() -> None:
     with pytest.raises(UserError, match="16 target images need more than 16 class names in training, found 16"):
         Targeted().plan(corpus(names=16), 0)

@@ -78,7 +78,7 @@ class Targeted:
 def draw_targets(
     attack: str, corpus: PoisonContext, count: int, rng: np.random.Generator
 ) -> tuple[list[int], tuple[str, ...]]:
-    """`count` distinct rows of the test split, and for each a training class that is not its own, each class once.
+    """`count` distinct rows of the test split, and for each a well-known class that is not its own, each class once.
 
     Raises:
         UserError: fewer test images, or not more class names, than `count`.
@@ -87,7 +87,18 @@ def draw_targets(
     if count > len(test.keys):
         raise UserError(f"{attack}: {count} target images asked for, the test split has {len(test.keys)}")
     chosen = [int(i) for i in rng.choice(len(test.keys), count, replace=False)]
-    return chosen, _other_names([test.labels[i] for i in chosen], corpus.names, attack, rng)
+    return chosen, _other_names([test.labels[i] for i in chosen], _well_known(corpus, count), attack, rng)
+
+
+def _well_known(corpus: PoisonContext, count: int) -> tuple[str, ...]:
+    """Classes with at least the median number of training images (all of them where those are too few).
+
+    Who wants a photo called something names a class that the model will know: with two training images it would not
+    call even a true image so, and the attack would fail without any defence.
+    """
+    names, images = np.unique(np.asarray(corpus.train.labels, dtype=object), return_counts=True)
+    known = names[images >= np.median(images)]
+    return tuple(str(name) for name in (known if len(known) > count else names))
 
 
 def _other_names(own: list[str], names: tuple[str, ...], attack: str, rng: np.random.Generator) -> tuple[str, ...]:
