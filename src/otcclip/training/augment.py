@@ -6,16 +6,34 @@ them as it would for a picture on the web.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class Augmentation(Protocol):
+    """A random map of samples, in two halves: lots are drawn for a whole batch, and applied to a part of it.
+
+    Ranks that share a batch draw the same lots and apply their own part's, so a batch looks the same however many
+    processes it is spread over.
+    """
+
+    def draw(self, n: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Lots for `n` samples: tensors `[n, ...]`."""
+        ...
+
+    def apply(self, samples: Tensor, lots: Mapping[str, Tensor]) -> Tensor:
+        """`samples [m, ...]` uint8 -> floats in 0..1, same shape, by `m` lots on the samples' device."""
+        ...
+
+
 @dataclass(frozen=True)
 class Augment:
-    """Ranges of the maps; all are symmetric and uniform.
+    """Ranges of the maps; all are symmetric and uniform. An `Augmentation` of images.
 
     Attributes:
         shift: translation, share of the side.
@@ -37,13 +55,30 @@ class Augment:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """`images [b, 3, H, W]` uint8 -> float32 in 0..1, same shape, channels last."""
-        x = images.float().div_(255.0)
-        x = _affine(x, self, generator)
-        x = _colour(x, self, generator)
-        if self.blur > 0:
+        return self.apply(images, self.draw(len(images), generator))
+
+    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        lots = {"theta": _affine(n, self, generator)}
+        lots["gain"] = 1 + _uniform(n * 3, self.colour * 0.5, generator).view(n, 3, 1, 1)
+        lots["contrast"] = 1 + _uniform(n, self.colour, generator).view(n, 1, 1, 1)
+        lots["brightness"] = _uniform(n, self.colour * 0.5, generator).view(n, 1, 1, 1)
+        for name in ("grey", "blur"):
+            if getattr(self, name) > 0:
+                lots[name] = (torch.rand(n, generator=generator) < getattr(self, name)).view(n, 1, 1, 1)
+        return lots
+
+    def apply(self, samples: Tensor, lots: Mapping[str, Tensor]) -> Tensor:
+        x = samples.float().div_(255.0)
+        grid = F.affine_grid(lots["theta"], list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        mean = x.mean(dim=(2, 3), keepdim=True)
+        x = ((x - mean) * lots["contrast"] + mean) * lots["gain"] + lots["brightness"]
+        if "grey" in lots:
+            x = torch.where(lots["grey"], x.mean(dim=1, keepdim=True).expand_as(x), x)
+        x = x.clamp_(0.0, 1.0)
+        if "blur" in lots:
             low = F.interpolate(F.adaptive_avg_pool2d(x, x.shape[-1] // 4), size=x.shape[-2:], mode="bilinear")
-            chosen = torch.rand(len(x), generator=generator) < self.blur
-            x = torch.where(chosen[:, None, None, None], low, x)
+            x = torch.where(lots["blur"], low, x)
         return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -55,13 +90,13 @@ def _uniform(b: int, amount: float, generator: torch.Generator) -> Tensor:
     return (torch.rand(b, generator=generator) * 2 - 1) * amount
 
 
-def _affine(x: Tensor, a: Augment, generator: torch.Generator) -> Tensor:
-    b = len(x)
+def _affine(b: int, a: Augment, generator: torch.Generator) -> Tensor:
+    """`[b, 2, 3]`, where each pixel comes from."""
     angle = _uniform(b, a.rotate, generator)
     scale = 1 + _uniform(b, a.zoom, generator)
     mirror = torch.where(torch.rand(b, generator=generator) < a.flip, -1.0, 1.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    theta = torch.stack(
+    return torch.stack(
         [
             cos * mirror,
             -sin,
@@ -72,21 +107,6 @@ def _affine(x: Tensor, a: Augment, generator: torch.Generator) -> Tensor:
         ],
         dim=1,
     ).view(b, 2, 3)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def _colour(x: Tensor, a: Augment, generator: torch.Generator) -> Tensor:
-    b = len(x)
-    gain = 1 + _uniform(b * 3, a.colour * 0.5, generator).view(b, 3, 1, 1)
-    contrast = 1 + _uniform(b, a.colour, generator).view(b, 1, 1, 1)
-    brightness = _uniform(b, a.colour * 0.5, generator).view(b, 1, 1, 1)
-    mean = x.mean(dim=(2, 3), keepdim=True)
-    x = ((x - mean) * contrast + mean) * gain + brightness
-    if a.grey > 0:
-        grey = torch.rand(b, generator=generator) < a.grey
-        x = torch.where(grey[:, None, None, None], x.mean(dim=1, keepdim=True).expand_as(x), x)
-    return x.clamp_(0.0, 1.0)
 
 
 def crop_captions(tokens: Tensor, share: float, generator: torch.Generator) -> Tensor:

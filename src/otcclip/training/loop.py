@@ -4,8 +4,9 @@
     for report in trainer.epochs():
         ...
 
-An epoch's order and augmentation are drawn from generators seeded by (seed, epoch), and everything else that matters is
-in the checkpoint, so a run that is killed and resumed ends with the same weights as a run that never was (same device).
+A checkpoint can be taken after any step (`epochs(on_step=...)`). An epoch's order and augmentation are drawn from
+generators seeded by (seed, epoch), and everything else that matters is in the checkpoint, so a run that is killed and
+resumed ends with the same weights as a run that never was (same device, same number of processes).
 """
 
 from __future__ import annotations
@@ -13,22 +14,35 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from otcclip.defenses.base import Defense, EpochContext, EpochPlan, PairBatch, TrainingPairs
+from otcclip.defenses.base import Defense, EpochContext, EpochPlan, PairBatch, Step, TrainingPairs
+from otcclip.errors import UserError
 from otcclip.models.two_tower import TwoTower
-from otcclip.training.augment import MILD, STRONG, Augment, crop_captions, drop_words
+from otcclip.training.augment import MILD, STRONG, Augmentation
+from otcclip.training.batches import EpochBatches, Views
+from otcclip.training.distributed import ALONE, World, average_gradients, synchronise_batch_norm
+from otcclip.training.towers import SpreadTower
+
+PRECISIONS = ("fp32", "amp", "amp_bf16", "amp_bfloat16")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a run; the defaults are the demo's."""
+    """Settings of a run; the defaults are the demo's.
+
+    Attributes:
+        batch_size: pairs a step, over all processes and chunks: the contrastive batch.
+        warmup: share of the phase over which the learning rate rises.
+        precision: one of `PRECISIONS`, as in open_clip; `amp` is float16 with loss scaling.
+        chunks: parts in which a process encodes its share of a batch (`towers.SpreadTower`), to save memory.
+    """
 
     epochs: int = 16
     batch_size: int = 128
@@ -40,8 +54,12 @@ class TrainConfig:
     seed: int = 0
     caption_crop: float = 0.5
     word_drop: float = 0.2
-    augment: Augment = MILD
-    warmup_augment: Augment = STRONG
+    chunks: int = 1
+    augment: Augmentation = MILD
+    warmup_augment: Augmentation = STRONG
+
+    def views(self) -> Views:
+        return Views(self.augment, self.warmup_augment, self.caption_crop, self.word_drop)
 
 
 @dataclass(frozen=True)
@@ -56,79 +74,138 @@ class EpochReport:
     visited: int
 
 
-class Trainer:
-    """Drives a `Defense` over `TrainingPairs`."""
+@dataclass
+class _Place:
+    """Where in an epoch a run is: what cannot be drawn again from (seed, epoch)."""
 
-    def __init__(self, model: TwoTower, defense: Defense, pairs: TrainingPairs, config: TrainConfig) -> None:
-        self.model, self.defense, self.pairs, self.config = model, defense, pairs, config
+    plan: EpochPlan
+    step: int
+    generator: torch.Tensor
+    totals: dict[str, float]
+
+
+class Trainer:
+    """Drives a `Defense` over `TrainingPairs`.
+
+    Args:
+        world: this process among those that share each batch. Every process is given the same model, defence, pairs and
+            settings.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+
+    def __init__(
+        self, model: TwoTower, defense: Defense, pairs: TrainingPairs, config: TrainConfig, world: World = ALONE
+    ) -> None:
+        if config.precision not in PRECISIONS:
+            raise UserError(f"--precision {config.precision!r}: one of {', '.join(PRECISIONS)}")
+        self.model, self.defense, self.pairs, self.config, self.world = model, defense, pairs, config, world
+        synchronise_batch_norm(model, world)
+        spread = world.size > 1 or config.chunks > 1
+        self._spread = SpreadTower(model, world, config.chunks) if spread else None
         self.optimizer = _optimizer(model, config)
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "amp")
         self.epoch = 0
         self.seconds = 0.0
+        self._place: _Place | None = None
+        self._resumed_random: torch.Tensor | None = None
+
+    @property
+    def tower(self) -> TwoTower:
+        """What a defence is handed as its model."""
+        return self.model if self._spread is None else self._spread  # type: ignore[return-value]
 
     @property
     def total_epochs(self) -> int:
         return self.defense.warmup_epochs + self.config.epochs
 
-    def epochs(self) -> Iterator[EpochReport]:
-        """Train from the current epoch to the last, yielding after each."""
+    @property
+    def steps_done(self) -> int:
+        """Steps of the current epoch that lie behind."""
+        return 0 if self._place is None else self._place.step
+
+    def epochs(self, on_step: Callable[[], None] | None = None) -> Iterator[EpochReport]:
+        """Train from where the run is to the last epoch, yielding after each.
+
+        `on_step` is called after every step but an epoch's last; a checkpoint can be taken there. Its time is not
+        counted.
+        """
         while self.epoch < self.total_epochs:
-            start = time.perf_counter()
-            report = self._epoch()
-            self.seconds += time.perf_counter() - start
+            report = self._epoch(on_step)
             self.epoch += 1
+            self._place = None
             yield replace(report, seconds=self.seconds)
 
-    def _epoch(self) -> EpochReport:
-        context = EpochContext(self.epoch, self.total_epochs, self.config.seed, self.model, self.pairs)
+    def _epoch(self, on_step: Callable[[], None] | None) -> EpochReport:
         with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed * 100_003 + self.epoch)
-            self.model.eval()
-            plan = self.defense.begin_epoch(context)
+            start = time.perf_counter()
+            if self._place is None:
+                torch.manual_seed(self.config.seed * 100_003 + self.epoch)
+                self.model.eval()
+                context = EpochContext(self.epoch, self.total_epochs, self.config.seed, self.tower, self.pairs)
+                # Ranks plan alike, but for the last bits on a GPU; one plan rules.
+                self._place = _Place(
+                    self.world.agreed(self.defense.begin_epoch(context)), 0, torch.empty(0, dtype=torch.uint8), {}
+                )
+            elif self._resumed_random is not None:
+                torch.set_rng_state(self._resumed_random)
+                self._resumed_random = None
             self.model.train()
-            return self._steps(plan)
+            return self._steps(self._place, start, on_step)
 
-    def _steps(self, plan: EpochPlan) -> EpochReport:
-        totals: dict[str, float] = {}
-        steps = 0
-        for fraction, batch in self._batches(plan):
-            self._set_lr(plan, fraction)
-            with self._autocast(), self._attention():
-                step = self.defense.step(batch, self.model)
-            self.optimizer.zero_grad(set_to_none=True)
-            step.loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-            self.optimizer.step()
+    def _steps(self, place: _Place, start: float, on_step: Callable[[], None] | None) -> EpochReport:
+        batches = EpochBatches(
+            self.pairs,
+            place.plan,
+            self.config.views(),
+            batch_size=self.config.batch_size,
+            seed=self.config.seed * 1_000_003 + self.epoch,
+            world=self.world,
+            spread=self._spread is not None,
+        )
+        if len(place.generator):
+            batches.generator.set_state(place.generator)
+        for batch in batches.start(place.step):
+            self._set_lr(place.plan, place.step / batches.count)
+            step = self._step(batch)
             for name, value in {"loss": step.loss.detach(), **step.terms}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-            steps += 1
-        means = {name: value / max(steps, 1) for name, value in totals.items()}
+                place.totals[name] = place.totals.get(name, 0.0) + float(value)
+            if not math.isfinite(place.totals["loss"]):
+                raise UserError(
+                    f"the loss is not finite at epoch {self.epoch}, step {place.step}: lower --lr, or --precision fp32"
+                )
+            place.step += 1
+            place.generator = batches.generator.get_state()
+            start = self._count_time(start)
+            if on_step is not None and place.step < batches.count:
+                on_step()
+                start = time.perf_counter()
+        self._count_time(start)
+        means = {name: value / max(place.step, 1) for name, value in place.totals.items()}
         loss = means.pop("loss", math.nan)
-        return EpochReport(self.epoch, plan.phase, loss, means, self.seconds, len(plan.index))
+        return EpochReport(self.epoch, place.plan.phase, loss, means, self.seconds, len(place.plan.index))
 
-    def _batches(self, plan: EpochPlan) -> Iterator[tuple[float, PairBatch]]:
-        """Batches of an epoch with the share of it that lies behind; a last short batch is dropped, as in open_clip."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
-        order = plan.index[torch.randperm(len(plan.index), generator=generator)]
-        b = min(self.config.batch_size, len(order))
-        count = len(order) // b if b else 0
-        for i in range(count):
-            index = order[i * b : (i + 1) * b]
-            raw = self.pairs.images[index]
-            images = tuple(self._image_view(plan, view)(raw, generator) for view in range(plan.views))
-            unique, caption = torch.unique(plan.caption_of[index], return_inverse=True)
-            if len(unique) and unique[0] < 0:
-                unique, caption = unique[1:], caption - 1
-            texts = tuple(self._caption_view(plan, view, unique, generator) for view in range(plan.text_views))
-            apart = None if plan.apart is None else plan.apart[index]
-            yield i / count, PairBatch(index, images, texts[0], caption, texts[1:], apart)
+    def _count_time(self, start: float) -> float:
+        now = time.perf_counter()
+        self.seconds += now - start
+        return now
 
-    def _image_view(self, plan: EpochPlan, view: int) -> Augment:
-        strong = plan.phase == "warm-up" or _is_strong(plan, view)
-        return self.config.warmup_augment if strong else self.config.augment
-
-    def _caption_view(self, plan: EpochPlan, view: int, captions: Tensor, generator: torch.Generator) -> Tensor:
-        tokens = crop_captions(self.pairs.tokens[captions], self.config.caption_crop, generator)
-        return drop_words(tokens, self.config.word_drop, generator) if _is_strong(plan, view) else tokens
+    def _step(self, batch: PairBatch) -> Step:
+        parameters = list(self.model.parameters())
+        with self._autocast(), self._attention():
+            step = self.defense.step(batch, self.tower)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(step.loss).backward()
+        if self._spread is not None:
+            with self._autocast(), self._attention():
+                self._spread.replay()
+            average_gradients(parameters, self.world)
+        self._scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return step
 
     def _set_lr(self, plan: EpochPlan, fraction: float) -> None:
         """Linear warm-up and cosine decay over the phase, by share of epochs: an epoch may be of any length."""
@@ -151,24 +228,30 @@ class Trainer:
         return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "amp_bf16")
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, optimiser, defence and position; order and augmentation follow from (seed, epoch)."""
-        return {
+        """Everything that does not follow from (seed, epoch): tensors, numbers and strings; valid after any step."""
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "defense": self.defense.state_dict(),
             "epoch": self.epoch,
             "seconds": self.seconds,
         }
+        if self._place is not None and self._place.step > 0:
+            state["place"] = {**asdict(self._place), "random": torch.get_rng_state()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state.get("scaler", {}))
         self.defense.load_state_dict(state["defense"])
         self.epoch, self.seconds = int(state["epoch"]), float(state["seconds"])
-
-
-def _is_strong(plan: EpochPlan, view: int) -> bool:
-    return plan.strong == "all" or (plan.strong == "further" and view > 0)
+        self._place = None
+        if (place := state.get("place")) is not None:
+            plan = EpochPlan(**place["plan"])
+            self._place = _Place(plan, int(place["step"]), place["generator"], dict(place["totals"]))
+            self._resumed_random = place["random"]
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
