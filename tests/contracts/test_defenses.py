@@ -33,7 +33,7 @@ from otcclip.defenses.base import (
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower
 
-EPOCHS = 8
+EPOCHS = 7  # safeclip trains on safe pairs from the seventh on
 
 
 class Toy:
@@ -233,6 +233,23 @@ def test_a_restored_defence_goes_on_as_the_first(name: str, cut: int, model: Two
     assert torch.equal(one.index, other.index) and torch.equal(one.caption_of, other.caption_of)
     batch = batch_of(one, pairs)
     with torch.no_grad():
+        torch.testing.assert_close(first.step(batch, model).loss, second.step(batch, model).loss, rtol=0, atol=0)
+    for field in fields(Decisions):
+        mine, theirs = (getattr(d.decisions(pairs), field.name) for d in (first, second))
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_restored_defence_goes_on_within_an_epoch(name: str, model: TwoTower, pairs: TrainingPairs) -> None:
+    """A checkpoint between two steps: the next one follows without another `begin_epoch`."""
+    first, second = (registry.make("defence", FAMILY, name) for _ in range(2))
+    for epoch in range(2):
+        plan = ask(first, epoch, model, pairs)
+    with torch.no_grad():
+        first.step(batch_of(plan, pairs, 8), model)
+        second.load_state_dict(through_a_file(first.state_dict()))
+        assert plain(second.state_dict())
+        batch = batch_of(replace(plan, index=plan.index.flip(0)), pairs, 8)
         torch.testing.assert_close(first.step(batch, model).loss, second.step(batch, model).loss, rtol=0, atol=0)
     for field in fields(Decisions):
         mine, theirs = (getattr(d.decisions(pairs), field.name) for d in (first, second))

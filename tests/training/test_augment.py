@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otcclip.training.augment import MILD, STRONG, Augment, crop_captions
+from otcclip.training.augment import MILD, STRONG, Augment, crop_captions, drop_words
 
 STILL = Augment(shift=0.0, zoom=0.0, rotate=0.0, colour=0.0)
 
@@ -126,3 +126,25 @@ def test_crops_are_uniform_over_words() -> None:
     assert counts[0] == 0 and counts[1:].min() > 400 and counts[1:].max() < 600
     whole = (crop_captions(caption, 0.5, seeded()) == caption).all(1).float().mean()
     assert abs(float(whole) - (0.5 + 0.5 / 8)) < 0.03
+
+
+@settings(max_examples=60, deadline=None)
+@given(captions(), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]))
+def test_captions_that_lose_words_are_captions(tokens: Tensor, seed: int, share: float) -> None:
+    before = tokens.clone()
+    out = drop_words(tokens, share, seeded(seed))
+    assert torch.equal(tokens, before) and out.shape == tokens.shape and out.dtype == tokens.dtype
+    for whole, left in zip(tokens.tolist(), out.tolist(), strict=True):
+        words, rest = whole[1 : whole.index(END)], left[1 : left.index(END)]
+        assert left[0] == START and not any(left[left.index(END) + 1 :])
+        remaining = iter(words)
+        assert all(word in remaining for word in rest), "what is left stands in its order"
+        assert len(rest) == len(words) if share == 0 else bool(rest) is bool(words)
+        assert share < 1 or len(rest) == min(1, len(words))
+
+
+def test_words_are_dropped_by_the_given_share() -> None:
+    caption = torch.tensor([[START, *range(1, 11), END, 0]]).expand(4000, -1)
+    out = drop_words(caption, 0.3, seeded())
+    there = torch.stack([(out == word).any(1).float().mean() for word in range(1, 11)])
+    assert (there - 0.7).abs().max() < 0.03, "each word alike"

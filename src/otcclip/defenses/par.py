@@ -57,19 +57,24 @@ class PAR:
         self._weights: Mapping[str, Any] | None = None  # of the poisoned model, from a checkpoint
 
     def begin_epoch(self, context: EpochContext) -> EpochPlan:
-        if self._poisoned is None:
-            self._poisoned = copy.deepcopy(context.model).eval().requires_grad_(False)
-            if self._weights is not None:
-                self._poisoned.load_state_dict(self._weights)
+        self._old(context.model)
         visits = spread(trusted_index(self.name, context.pairs), len(context.pairs))
         return EpochPlan("train", visits, context.pairs.caption_of)
 
+    def _old(self, model: TwoTower) -> TwoTower:
+        """The poisoned model: the one handed over first, or that of the checkpoint."""
+        if self._poisoned is None:
+            self._poisoned = copy.deepcopy(model).eval().requires_grad_(False)
+            if self._weights is not None:
+                self._poisoned.load_state_dict(self._weights)
+        return self._poisoned
+
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
-        assert self._poisoned is not None
+        old = self._old(model)
         image, text = model.image(batch.images[0]).pooled, model.text(batch.tokens).pooled
         with torch.no_grad():
-            old_image = self._poisoned.image(batch.images[0]).pooled
-            old_text = self._poisoned.text(batch.tokens).pooled
+            old_image = old.image(batch.images[0]).pooled
+            old_text = old.text(batch.tokens).pooled
         clip = clip_loss(image, text, batch.caption, model.logit_scale)
         away_image = bounded_distance(image, old_image, self.tau)
         # A mean over pairs, as for images: a caption counts as often as it is said.

@@ -13,7 +13,8 @@ from otcclip.defenses.base import PairBatch
 class Pool:
     """The `size` newest things, oldest first; a thing that comes again takes the place of its older self.
 
-    Columns of one length: `id` `[m]` int64 (what a row is), `vector` `[m, d]` unit vectors, and what else is pushed.
+    Columns of one length: `id` `[m]` int64, what a row is, on the CPU; `vector` `[m, d]` unit vectors, and what else is
+    pushed, where the model is.
     """
 
     def __init__(self, size: int) -> None:
@@ -30,10 +31,10 @@ class Pool:
 
     @torch.no_grad()
     def nearest(self, query: Tensor) -> Tensor:
-        """`[b]` int64, the row with the largest cosine to each of `query [b, d]`."""
+        """`[b]` int64 on the CPU, the row with the largest cosine to each of `query [b, d]`."""
         # In bfloat16 near neighbours tie, and the oldest would win.
         with torch.autocast(query.device.type, enabled=False):
-            return (query.float() @ self.columns["vector"].float().T).argmax(dim=1)
+            return (query.float() @ self.columns["vector"].float().T).argmax(dim=1).cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.columns)
@@ -49,7 +50,7 @@ def pool_size(share: float, pairs: int, things: int) -> int:
 
 def caption_ids(batch: PairBatch, caption_of: Tensor) -> Tensor:
     """`[u]` int64, what the rows of `batch.tokens` are, given each pair's caption in the plan."""
-    ids = torch.empty(len(batch.tokens), dtype=torch.int64)
-    spoken = batch.caption >= 0
-    ids[batch.caption[spoken]] = caption_of[batch.index[spoken]]
+    ids, caption = torch.empty(len(batch.tokens), dtype=torch.int64), batch.caption.cpu()
+    spoken = caption >= 0
+    ids[caption[spoken]] = caption_of[batch.index[spoken]]
     return ids

@@ -81,7 +81,7 @@ class RoCLIP:
             self._pool = Pool(pool_size(self.share, len(pairs), len(pairs.tokens)))
             drawn = torch.randperm(len(pairs.tokens))[: self._pool.size]
             text = encode_captions(context.model, pairs.tokens[drawn])
-            self._pool.push(drawn, text.pooled, tokens=pairs.tokens[drawn])
+            self._pool.push(drawn, text.pooled, tokens=pairs.tokens[drawn].to(text.pooled.device))
         # In a matching epoch too the plan names own captions: they feed the pool, and `step` finds those in force.
         return EpochPlan("train", torch.arange(len(pairs)), pairs.caption_of, strong="all")
 
@@ -104,6 +104,7 @@ class RoCLIP:
         nearest = self._pool.nearest(image)
         self._caption[batch.index] = self._pool.columns["id"][nearest]
         used, caption = torch.unique(nearest, return_inverse=True)
+        caption = caption.to(image.device)
         if self.live:
             return model.text(self._pool.columns["tokens"][used]).pooled, caption
         return self._pool.columns["vector"][used], caption
@@ -118,10 +119,17 @@ class RoCLIP:
     def state_dict(self) -> dict[str, Any]:
         if self._pool is None or self._caption is None:
             return {}
-        return {"pool": self._pool.state_dict(), "size": self._pool.size, "caption": self._caption}
+        return {
+            "pool": self._pool.state_dict(),
+            "size": self._pool.size,
+            "own": self._own,
+            "matching": self._matching,
+            "caption": self._caption,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             self._pool = Pool(int(state["size"]))
             self._pool.load_state_dict(state["pool"])
-            self._caption = state["caption"]
+            self._own, self._caption = state["own"], state["caption"]
+            self._matching = bool(state["matching"])

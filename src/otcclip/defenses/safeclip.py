@@ -121,7 +121,7 @@ class SafeCLIP:
         """Safe and risky for this epoch, `grown` epochs after the mixture was asked."""
         pairs = context.pairs
         image, text = encode_images(context.model, pairs.images).pooled, encode_captions(context.model, pairs.tokens)
-        cosine = (image * text.pooled[pairs.caption_of]).sum(dim=1)
+        cosine = (image * text.pooled[pairs.caption_of]).sum(dim=1).cpu()
         self._suspicion = -cosine
         if self._first_safe < 0:
             safe = torch.from_numpy(high_component(cosine.double().numpy(), context.seed) >= self.confident)
@@ -169,6 +169,7 @@ class SafeCLIP:
             "images": self._images.state_dict(),
             "texts": self._texts.state_dict(),
             "sizes": [self._images.size, self._texts.size],
+            "own": self._own,
             "first_safe": self._first_safe,
             "risky": self._risky,
             "suspicion": self._suspicion,
@@ -181,7 +182,7 @@ class SafeCLIP:
         self._images.load_state_dict(state["images"])
         self._texts.load_state_dict(state["texts"])
         self._first_safe, self._risky = int(state["first_safe"]), state["risky"]
-        self._suspicion = state["suspicion"]
+        self._own, self._suspicion = state["own"], state["suspicion"]
 
 
 def high_component(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
