@@ -39,6 +39,15 @@ class ImageSource(Protocol):
         ...
 
 
+def fetch(images: Tensor | ImageSource, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+    """`images[index]` for each of `indices`, read ahead where the images are not at hand."""
+    if isinstance(images, DecodedOnDemand):
+        yield from images.batches(indices)
+    else:
+        for index in indices:
+            yield images[index]
+
+
 class Gone(Exception):
     """Bytes that an index promised are not there (any more)."""
 

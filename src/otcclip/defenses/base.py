@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from otcclip.data.images import ImageSource
 from otcclip.data.pairs import PairStore
 from otcclip.errors import UserError
 from otcclip.models.two_tower import TwoTower
@@ -40,7 +41,7 @@ class TrainingPairs:
     """
 
     keys: tuple[str, ...]
-    images: Tensor
+    images: Tensor | ImageSource
     captions: tuple[str, ...]
     tokens: Tensor
     caption_of: Tensor

@@ -131,7 +131,7 @@ class OTCClip:
         log_share = torch.zeros(len(outside))
         log_odds = torch.zeros(len(outside), len(text.pooled))
         for view in JUDGING_VIEWS:
-            image = encode_images(model, pairs.images[outside], view)
+            image = encode_images(model, pairs.images, view, rows=outside)
             log_share += rank_captions(image, text, own, local_share=self.local_share).own_share.log()
             log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.

@@ -114,7 +114,7 @@ class SafeCLIP:
         self._texts = Pool(pool_size(self.share, len(pairs), len(pairs.tokens)))
         image = torch.randperm(len(pairs))[: self._images.size]
         text = torch.randperm(len(pairs.tokens))[: self._texts.size]
-        self._images.push(image, encode_images(model, pairs.images[image]).pooled)
+        self._images.push(image, encode_images(model, pairs.images, rows=image).pooled)
         self._texts.push(text, encode_captions(model, pairs.tokens[text]).pooled)
 
     def _divide(self, context: EpochContext, grown: int) -> None:

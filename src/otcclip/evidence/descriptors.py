@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from otcclip.data.images import ImageSource
+
 GRID = 8
 BINS = 8
 COLOUR_SHARE = 0.3
@@ -46,7 +48,9 @@ def views() -> tuple[View, ...]:
     return (*out, View("low band", "low", whole), View("high band", "high", whole))
 
 
-def descriptors(images: Tensor, wanted: tuple[View, ...], chunk: int = 512) -> Iterator[tuple[View, Tensor]]:
+def descriptors(
+    images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = 512
+) -> Iterator[tuple[View, Tensor]]:
     """Yield `(view, unit vectors [n, d] bfloat16)` for `images [n, 3, H, W]` uint8, band by band.
 
     Vectors are centred on the data set's mean, so that a cosine of 0 means "as alike as any two".

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.descriptors import descriptors, views
 
@@ -50,7 +51,9 @@ class Evidence:
     by_view: Tensor
 
 
-def neighbour_evidence(images: Tensor, tokens: Tensor, caption_of: Tensor, *, share_voice: bool = True) -> Evidence:
+def neighbour_evidence(
+    images: Tensor | ImageSource, tokens: Tensor, caption_of: Tensor, *, share_voice: bool = True
+) -> Evidence:
     """Evidence for pairs `(images[i], caption_of[i])`.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from otcclip.data.images import ImageSource, fetch
 from otcclip.models.two_tower import Features, TwoTower
 from otcclip.transport import FeatureSets
 
@@ -14,21 +15,30 @@ BATCH = 256
 
 
 @torch.no_grad()
-def encode_images(model: TwoTower, images: Tensor, view: Callable[[Tensor], Tensor] | None = None) -> Features:
-    """Features of `images [n, 3, H, W]` uint8, each batch first passed through `view` (floats in 0..1)."""
+def encode_images(
+    model: TwoTower,
+    images: Tensor | ImageSource,
+    view: Callable[[Tensor], Tensor] | None = None,
+    rows: Tensor | None = None,
+) -> Features:
+    """Features, on the CPU, of `images [n, 3, H, W]` uint8, or of those at `rows [m]` alone.
+
+    Each batch, as floats in 0..1, is first passed through `view`.
+    """
+    chosen = torch.arange(len(images)) if rows is None else rows
     parts = []
     with _autocast(model):
-        for batch in images.split(BATCH):
-            x = batch.float() / 255
+        for batch in fetch(images, chosen.split(BATCH)):
+            x = batch.to(model.mean.device).float() / 255
             parts.append(model.image(x if view is None else view(x)))
     return _join(parts)
 
 
 @torch.no_grad()
 def encode_captions(model: TwoTower, tokens: Tensor) -> Features:
-    """Features of `tokens [u, context]`."""
+    """Features, on the CPU, of `tokens [u, context]`."""
     with _autocast(model):
-        return _join([model.text(batch) for batch in tokens.split(BATCH)])
+        return _join([model.text(batch.to(model.mean.device)) for batch in tokens.split(BATCH)])
 
 
 def _autocast(model: TwoTower) -> torch.autocast:
@@ -36,5 +46,5 @@ def _autocast(model: TwoTower) -> torch.autocast:
 
 
 def _join(parts: list[Features]) -> Features:
-    locals_: list[FeatureSets] = [part.local for part in parts]
-    return Features(torch.cat([part.pooled for part in parts]), FeatureSets.concatenate(locals_))
+    locals_: list[FeatureSets] = [part.local.to("cpu") for part in parts]
+    return Features(torch.cat([part.pooled.cpu() for part in parts]), FeatureSets.concatenate(locals_))

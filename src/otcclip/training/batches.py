@@ -7,13 +7,13 @@ that a restart could lose. Every rank draws for the whole batch and fetches its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otcclip.data.images import DecodedOnDemand
+from otcclip.data.images import fetch
 from otcclip.defenses.base import EpochPlan, PairBatch, TrainingPairs
 from otcclip.errors import UserError
 from otcclip.training.augment import Augmentation, crop_captions, drop_words
@@ -63,7 +63,7 @@ class EpochBatches:
         """The batches from number `step` on; `generator` is to be in the state it had there."""
         indices = [self._order[i * self._size : (i + 1) * self._size] for i in range(step, self.count)]
         mine = self.world.share(self._size)
-        for index, raw in zip(indices, _fetch(self.pairs.images, [index[mine] for index in indices]), strict=True):
+        for index, raw in zip(indices, fetch(self.pairs.images, [index[mine] for index in indices]), strict=True):
             yield self._batch(index, raw)
 
     def _batch(self, index: Tensor, raw: Tensor) -> PairBatch:
@@ -89,14 +89,6 @@ class EpochBatches:
     def _caption_view(self, captions: Tensor, view: int) -> Tensor:
         tokens = crop_captions(self.pairs.tokens[captions], self.views.caption_crop, self.generator)
         return drop_words(tokens, self.views.word_drop, self.generator) if _is_strong(self.plan, view) else tokens
-
-
-def _fetch(images: Tensor | DecodedOnDemand, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-    if isinstance(images, DecodedOnDemand):
-        yield from images.batches(indices)
-    else:
-        for index in indices:
-            yield images[index]
 
 
 def _is_strong(plan: EpochPlan, view: int) -> bool:

@@ -1,0 +1,117 @@
+"""Does a batch spread over two processes train like a batch in one? Losses step by step, for every defence.
+
+    python benchmarks/two_processes.py --steps 50 [--defenses clip otcclip] [--out FILE]
+
+Trains the tiny model in float32 on synthetic pairs, once alone and once over two gloo processes with the same global
+batch, and prints the largest difference of a step's loss. The bar is 1e-5 (issue 8).
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from otcclip import defenses
+from otcclip.data.pairs import PairStore
+from otcclip.defenses.base import TrainingPairs, training_pairs
+from otcclip.models import create_two_tower
+from otcclip.training.distributed import ALONE, World, join, leave
+from otcclip.training.loop import TrainConfig, Trainer
+
+SMALL = {"alpha": 0.15, "first_refresh": 1, "refresh": 1, "unimodal_epochs": 1, "slow_epochs": 0}
+BATCH, PAIRS = 8, 40
+
+
+def pictures(n: int, seed: int = 0) -> PairStore:
+    """`n` noisy pictures of eight patterns; every seventh has another pattern's caption."""
+    rng = np.random.default_rng(seed)
+    pattern = rng.uniform(0, 255, (8, 8, 8, 3)).repeat(8, 1).repeat(8, 2)
+    kind = np.arange(n) % 8
+    images = (pattern[kind] * rng.uniform(0.8, 1.1, (n, 1, 1, 1)) + rng.normal(0, 9, (n, 64, 64, 3))).clip(0, 255)
+    said = np.where(np.arange(n) % 7 == 6, (kind + 3) % 8, kind)
+    captions = tuple(f"thing {'abcdefgh'[k]} | tag {i % 5}" for i, k in enumerate(said))
+    return PairStore(tuple(f"pair-{i:03d}" for i in range(n)), images.astype(np.uint8), captions)
+
+
+def losses(name: str, steps: int, world: World, chunks: int = 1) -> list[float]:
+    """The loss of each of the first `steps` steps under a defence."""
+    takes = inspect.signature(defenses.DEFENSES[name]).parameters
+    options: dict[str, Any] = {option: value for option, value in SMALL.items() if option in takes}
+    model = create_two_tower("otcclip-tiny", seed=0)
+    store = pictures(PAIRS)
+    pairs: TrainingPairs = training_pairs(store, model, store.keys[:12])
+    defense = defenses.make(name, **options)
+    epochs = -(-steps * BATCH // PAIRS)
+    config = TrainConfig(epochs=max(2, epochs), batch_size=BATCH, precision="fp32", seed=3, lr=5e-4, chunks=chunks)
+    trainer = Trainer(model, defense, pairs, config, world)
+    out: list[float] = []
+    plain = trainer._step
+
+    def step(batch: Any) -> Any:
+        done = plain(batch)
+        out.append(float(done.loss.detach()))
+        return done
+
+    trainer._step = step  # type: ignore[method-assign]
+    for _ in trainer.epochs():
+        if len(out) >= steps:
+            break
+    return out[:steps]
+
+
+def spread(names: list[str], steps: int, processes: int, threads: str = "1") -> dict[str, list[float]]:
+    """`losses` of each defence over `processes` gloo processes on this machine, as rank 0 saw them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "losses.json"
+        command = [sys.executable, __file__, "--steps", str(steps), "--rank-out", str(out), "--defenses", *names]
+        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads}
+        ranks = [
+            subprocess.Popen(
+                command, env={**common, "WORLD_SIZE": str(processes), "RANK": str(r), "LOCAL_RANK": str(r)}
+            )
+            for r in range(processes)
+        ]
+        if any(rank.wait() for rank in ranks):
+            raise SystemExit("a rank failed")
+        found: dict[str, list[float]] = json.loads(out.read_text())
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--defenses", nargs="+", default=list(defenses.DEFENSES))
+    parser.add_argument("--rank-out", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.rank_out:
+        world = join("cpu")
+        found = {name: losses(name, arguments.steps, world) for name in arguments.defenses}
+        if world.is_first:
+            Path(arguments.rank_out).write_text(json.dumps(found))
+        leave()
+        return
+    two = spread(arguments.defenses, arguments.steps, 2)
+    print(f"{'defence':>14}  {'steps':>5}  {'first loss':>10}  {'last loss':>10}  {'largest difference':>18}")
+    for name in arguments.defenses:
+        one = losses(name, arguments.steps, ALONE)
+        worst = max(abs(a - b) for a, b in zip(one, two[name], strict=True))
+        print(f"{name:>14}  {len(one):>5}  {one[0]:>10.6f}  {one[-1]:>10.6f}  {worst:>18.2e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
