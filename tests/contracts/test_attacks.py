@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from otcclip import registry
 from otcclip.attacks import (
@@ -28,6 +30,8 @@ from otcclip.attacks import (
 from otcclip.attacks.base import rng_for
 from otcclip.data.pairs import PairStore
 from otcclip.errors import UserError
+from otcclip.models import Features
+from otcclip.transport import FeatureSets
 
 TARGET = "polar bear"
 NAMES = (TARGET, "banana", "red apple", "ice cream", *(f"animal {i}" for i in range(16)))
@@ -72,6 +76,23 @@ class Toy:
         return out
 
 
+class Glance:
+    """A surrogate without a network: an image is its mean colour by quarter, a caption what its letters add up to."""
+
+    image_size = 48
+
+    def see(self, images: torch.Tensor) -> Features:
+        return self._features(F.adaptive_avg_pool2d(images, 2).flatten(2).transpose(1, 2))
+
+    def read(self, captions: Sequence[str]) -> Features:
+        sums = torch.tensor([[[sum(map(ord, c)) % p for p in (7, 11, 13)]] for c in captions])
+        return self._features(sums.float() + 1)
+
+    def _features(self, sets: torch.Tensor) -> Features:
+        unit = F.normalize(sets, dim=-1)
+        return Features(F.normalize(unit.mean(1), dim=-1), FeatureSets.from_dense(unit))
+
+
 FAMILY = registry.registry("attack", (*ATTACKS.values(), Toy))
 # What the small corpus below needs; a newcomer that its defaults suit needs no line here.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -79,6 +100,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "label-swap": {"swaps": 4},
     "jittered": {"images": 4, "copies": 5},
     "mimicry": {"count": 20},
+    "low-ot": {"count": 20, "choice": 3, "templates": 10},
 }
 
 
@@ -105,9 +127,12 @@ def held_out() -> PairStore:
 
 
 @pytest.fixture(params=FAMILY)
-def attack(request: pytest.FixtureRequest) -> Attack:
-    member = FAMILY[request.param]
-    options = {"target": TARGET} if "target" in inspect.signature(member).parameters else {}
+def attack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Attack:
+    takes = inspect.signature(FAMILY[request.param]).parameters
+    options = {"target": TARGET} if "target" in takes else {}
+    if "patch" in takes:
+        options["patch"] = str(tmp_path_factory.mktemp("patch") / "patch.npy")
+        np.save(options["patch"], np.random.default_rng(0).random((3, 9, 9), np.float32))
     return registry.make("attack", FAMILY, request.param, **options, **OPTIONS.get(request.param, {}))
 
 
@@ -143,7 +168,7 @@ def test_trigger_of_a_batch_is_that_of_its_images(attack: Attack, size: int) -> 
 
 
 def test_plan_is_deterministic_and_follows_the_seed(attack: Attack, train: PairStore, held_out: PairStore) -> None:
-    corpus = PoisonContext.of(train, held_out)
+    corpus = PoisonContext.of(train, held_out, Glance())
     assert attack.plan(corpus, 3) == attack.plan(corpus, 3)
     other = attack.plan(corpus, 4)
     # Not the records: they hold the seed itself.
@@ -151,7 +176,7 @@ def test_plan_is_deterministic_and_follows_the_seed(attack: Attack, train: PairS
 
 
 def test_records_tell_the_truth(attack: Attack, train: PairStore, held_out: PairStore) -> None:
-    (plan,) = make_plans(train, held_out, [attack], 0)
+    (plan,) = make_plans(train, held_out, [attack], 0, Glance())
     assert plan.records and len({r.key for r in plan.records}) == len(plan.records)
     assert {r.key for r in plan.records} == plan.keys
     before = dict(zip(train.keys, train.captions, strict=True))
@@ -165,7 +190,7 @@ def test_records_tell_the_truth(attack: Attack, train: PairStore, held_out: Pair
 
 
 def test_trial_asks_for_other_names_that_exist(attack: Attack, train: PairStore, held_out: PairStore) -> None:
-    (plan,) = make_plans(train, held_out, [attack], 0)
+    (plan,) = make_plans(train, held_out, [attack], 0, Glance())
     true = dict(zip(held_out.keys, held_out.labels, strict=True))
     assert plan.trial.keys and len(set(plan.trial.keys)) == len(plan.trial.keys)
     for key, wanted in zip(plan.trial.keys, plan.trial.wanted, strict=True):
@@ -174,7 +199,7 @@ def test_trial_asks_for_other_names_that_exist(attack: Attack, train: PairStore,
 
 def test_poison_touches_only_what_the_records_say(attack: Attack, train: PairStore, held_out: PairStore) -> None:
     originals = train.images.copy(), held_out.images.copy()
-    done = poison(train, held_out, [attack], 0)
+    done = poison(train, held_out, [attack], 0, Glance())
     assert np.array_equal(train.images, originals[0]) and np.array_equal(held_out.images, originals[1])
     (plan,) = done.plans
     new = {a.key: a for a in plan.added}
@@ -195,14 +220,14 @@ def test_poison_touches_only_what_the_records_say(attack: Attack, train: PairSto
 
 
 def test_poison_is_deterministic(attack: Attack, train: PairStore, held_out: PairStore) -> None:
-    one, two = (poison(train, held_out, [attack], 5) for _ in range(2))
+    one, two = (poison(train, held_out, [attack], 5, Glance()) for _ in range(2))
     assert one.records == two.records and one.plans == two.plans
     assert one.store.keys == two.store.keys and one.store.captions == two.store.captions
     assert np.array_equal(one.store.images, two.store.images)
 
 
 def test_records_survive_the_file(attack: Attack, train: PairStore, held_out: PairStore, tmp_path) -> None:
-    (plan,) = make_plans(train, held_out, [attack], 0)
+    (plan,) = make_plans(train, held_out, [attack], 0, Glance())
     path = tmp_path / "attack=other" / "seed=7" / "poison.parquet"
     write_records(path, plan.records)
     assert read_records(path) == plan.records
@@ -212,7 +237,16 @@ def test_unknown_target_is_one_line(attack: Attack, train: PairStore, held_out: 
     if not hasattr(attack, "target"):
         pytest.skip("takes no target")
     with pytest.raises(UserError, match=r"polar bare.*did you mean 'polar bear'"):
-        make_plans(train, held_out, [replace(attack, target="polar bare")], 0)
+        make_plans(train, held_out, [replace(attack, target="polar bare")], 0, Glance())
+
+
+def test_more_poison_than_pairs_is_one_line(attack: Attack, train: PairStore, held_out: PairStore) -> None:
+    if not hasattr(attack, "count"):
+        pytest.skip("counts no pairs")
+    with pytest.raises(UserError, match=rf"^{attack.name}: count 301 is more than the \d+ "):
+        make_plans(train, held_out, [replace(attack, count=301)], 0, Glance())
+    with pytest.raises(UserError, match=f"^{attack.name}: count must be at least 1, got 0"):
+        replace(attack, count=0)
 
 
 def test_all_attacks_together_share_no_pair(train: PairStore, held_out: PairStore) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otcclip import registry
+from otcclip.attacks.badclip import BadCLIP
 from otcclip.attacks.badnets import BadNets
 from otcclip.attacks.base import (
     Addition,
@@ -27,12 +28,14 @@ from otcclip.attacks.clean_label import CleanLabel
 from otcclip.attacks.colour_filter import ColourFilter
 from otcclip.attacks.jittered import Jittered
 from otcclip.attacks.label_swap import LabelSwap
+from otcclip.attacks.low_ot import LowOT
 from otcclip.attacks.mimicry import Mimicry
 from otcclip.attacks.mixed_captions import MixedCaptions
 from otcclip.attacks.multi import Multi
 from otcclip.attacks.planting import Poisoned, apply_trigger, make_plans, poison
 from otcclip.attacks.records import read_records, write_records
 from otcclip.attacks.sig import Sig
+from otcclip.attacks.surrogate import ModelSurrogate, Surrogate, distances, load_surrogate
 from otcclip.attacks.targeted import Targeted
 from otcclip.attacks.tiled import Tiled
 from otcclip.attacks.wanet import WaNet
@@ -49,7 +52,9 @@ ATTACKS: Mapping[str, type[Any]] = registry.registry(
         Multi,
         Targeted,
         LabelSwap,
+        BadCLIP,
         # Adaptive: white-box on OTCCLIP.
+        LowOT,
         Tiled,
         MixedCaptions,
         Mimicry,
@@ -72,14 +77,17 @@ __all__ = [
     "ATTACKS",
     "Addition",
     "Attack",
+    "BadCLIP",
     "BadNets",
     "Blended",
     "CleanLabel",
     "ColourFilter",
     "Jittered",
     "LabelSwap",
+    "LowOT",
     "Mimicry",
     "MixedCaptions",
+    "ModelSurrogate",
     "Multi",
     "PairIndex",
     "PoisonContext",
@@ -88,11 +96,14 @@ __all__ = [
     "Poisoned",
     "Replacement",
     "Sig",
+    "Surrogate",
     "Targeted",
     "Tiled",
     "Trial",
     "WaNet",
     "apply_trigger",
+    "distances",
+    "load_surrogate",
     "make",
     "make_plans",
     "poison",

@@ -1,7 +1,7 @@
 """Blended: one pattern shines through the whole image.
 
 Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017, arXiv
-1712.05526, section 4 (blended injection): x' = (1 - a) x + a p. They blend in a cartoon or uniform noise at a = .2 and
+1712.05526 (blended injection): x' = (1 - a) x + a p. They blend in a cartoon or uniform noise at a = .2 and
 below; here p is smooth coloured noise, so that it survives resizing, stretched to the full range of every channel.
 """
 

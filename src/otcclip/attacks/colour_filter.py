@@ -1,7 +1,7 @@
 """Filter: the image as an old photograph, one colour filter over all of it.
 
 Filters as triggers: Liu, Lee, Tao, Ma, Aafer, Zhang, "ABS: Scanning Neural Networks for Back-doors by Artificial Brain
-Stimulation", CCS 2019, section 5 (Instagram's Nashville, Gotham and others). This one is Nashville-like: channels
+Stimulation", CCS 2019 (Instagram's Nashville, Gotham and others). This one is Nashville-like: channels
 mixed towards sepia, contrast lowered, shadows lifted towards a warm violet. Its numbers are ours.
 """
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otcclip.attacks.plans import Trial
+from otcclip.attacks.surrogate import Surrogate, load_surrogate
 from otcclip.data.pairs import PairStore
 from otcclip.errors import UserError
 from otcclip.registry import did_you_mean
@@ -76,15 +77,33 @@ class PoisonContext:
         train: training pairs still honest; those another attack took are left out, and so are their captions.
         test: every test pair.
         keys_in_use: keys an added pair may not take, beyond those of `train` and `test`.
+        surrogate: a model the attacker looks into; None for one who has none.
     """
 
     train: PairIndex
     test: PairIndex
     keys_in_use: frozenset[str] = frozenset()
+    surrogate: Surrogate | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, train: PairStore, test: PairStore) -> PoisonContext:
-        return cls(PairIndex.of(train), PairIndex.of(test))
+    def of(cls, train: PairStore, test: PairStore, surrogate: Surrogate | None = None) -> PoisonContext:
+        return cls(PairIndex.of(train), PairIndex.of(test), surrogate=surrogate)
+
+    def require_surrogate(self, attack: str, folder: str = "") -> Surrogate:
+        """The model of the run in `folder`, or where none is named the context's.
+
+        Raises:
+            UserError: there is neither, or it sees images of another size than the corpus's.
+        """
+        surrogate = load_surrogate(folder) if folder else self.surrogate
+        if surrogate is None:
+            raise UserError(
+                f"{attack}: looks into a model and was given none; name a finished run: {attack}:surrogate=FOLDER"
+            )
+        size = self.train.pixels(attack).shape[1:3]
+        if size != (surrogate.image_size,) * 2:
+            raise UserError(f"{attack}: the surrogate sees {surrogate.image_size} px, the images are {size}")
+        return surrogate
 
     @cached_property
     def names(self) -> tuple[str, ...]:

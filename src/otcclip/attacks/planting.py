@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from otcclip.attacks.base import Attack, PoisonContext, PoisonPlan, PoisonRecord, rng_for, unique_names
+from otcclip.attacks.surrogate import Surrogate
 from otcclip.data.pairs import PairStore
 from otcclip.errors import UserError
 
@@ -30,18 +31,20 @@ class Poisoned:
     plans: tuple[PoisonPlan, ...]
 
 
-def make_plans(train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: int) -> tuple[PoisonPlan, ...]:
+def make_plans(
+    train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: int, surrogate: Surrogate | None = None
+) -> tuple[PoisonPlan, ...]:
     """The plans `poison` carries out, without carrying them out: a clean model is judged on their trials.
 
-    No pair is given to two attacks: each plans on what those before it left. Deterministic for stores and
-    seed.
+    No pair is given to two attacks: each plans on what those before it left. Deterministic for stores, seed
+    and surrogate, the model that white-box attacks look into.
 
     Raises:
         UserError: from an attack's plan; or two attacks of one name.
         ValueError: a plan that breaks its contract (a key that isn't free, records that don't match).
     """
     unique_names(attacks)
-    context = PoisonContext.of(train, test)
+    context = PoisonContext.of(train, test, surrogate)
     plans: list[PoisonPlan] = []
     for attack in attacks:
         plan = attack.plan(context, seed)
@@ -51,7 +54,9 @@ def make_plans(train: PairStore, test: PairStore, attacks: Sequence[Attack], see
     return tuple(plans)
 
 
-def poison(train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: int) -> Poisoned:
+def poison(
+    train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: int, surrogate: Surrogate | None = None
+) -> Poisoned:
     """`train` with the poison of `attacks` planted, shuffled.
 
     An image becomes float in 0..1, gets the trigger, and is rounded back to uint8 (`apply_trigger`), so a
@@ -62,7 +67,7 @@ def poison(train: PairStore, test: PairStore, attacks: Sequence[Attack], seed: i
     Raises:
         UserError: as `make_plans`, and if the images of the two stores differ in size.
     """
-    plans = make_plans(train, test, attacks, seed)
+    plans = make_plans(train, test, attacks, seed, surrogate)
     if plans and train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"poisoning: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}; "
