@@ -42,7 +42,7 @@ def _oracle(v: Tensor, t: Tensor, epsilon: float) -> float:
     """OT_ε by POT in float64, converged: ⟨P, C⟩ + ε KL(P ‖ abᵀ)."""
     cost = 1 - v.double().numpy() @ t.double().numpy().T
     a, b = np.full(len(v), 1 / len(v)), np.full(len(t), 1 / len(t))
-    p = ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=5000, stopThr=1e-9, warn=False)
+    p = ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=3000, stopThr=1e-7, warn=False)
     p = np.maximum(p, 1e-300)
     return float((p * cost).sum() + epsilon * (p * np.log(p / np.outer(a, b))).sum())
 

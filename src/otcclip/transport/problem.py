@@ -17,6 +17,10 @@ from torch import Tensor
 
 # bfloat16 keeps 8 bits: normalising in it and rounding the result moves a norm by up to 2^-8 = 0.0039.
 UNIT_TOLERANCE = 1e-2
+# How far a set's weights may sum from 1: the rounding of bfloat16 weights.
+MASS_TOLERANCE = 1e-2
+# Vectors that are read at a time where all are: a pool may be larger than memory.
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +30,18 @@ class FeatureSets:
     Attributes:
         values: `[total, d]` floating point, all vectors of set 0, then of set 1, …; may carry a gradient.
         offsets: `[n + 1]` int64 on the CPU; set i is `values[offsets[i]:offsets[i + 1]]`.
+        weights: `[total]` on the device of `values`, each vector's share of its set's mass, not negative and
+            summing to 1 in every set; None, the default, for equal shares. Carries no gradient.
 
     Raises:
         ValueError: a shape or dtype is wrong, offsets do not rise from 0 to `total`, or a set is empty.
-            Whether the vectors are finite and of unit norm costs a pass over them and is checked by
-            `validate`.
+            Whether the vectors are finite and of unit norm, and the weights shares, costs a pass over them
+            and is checked by `validate`.
     """
 
     values: Float[Tensor, "total d"]
     offsets: Int64[Tensor, " n_plus_1"]
+    weights: Float[Tensor, " total"] | None = None
 
     def __post_init__(self) -> None:
         values, offsets = self.values, self.offsets
@@ -54,6 +61,9 @@ class FeatureSets:
             raise ValueError(f"offsets: not monotone, got {int(offsets[at])} then {int(offsets[at + 1])} at {at}")
         if bool((steps == 0).any()):
             raise ValueError(f"offsets: set {int((steps == 0).nonzero()[0])} is empty; every set needs a vector")
+        weights = self.weights
+        if weights is not None and (weights.shape != values.shape[:1] or not weights.is_floating_point()):
+            raise ValueError(f"weights: expected [{len(values)}] floating point, got {_describe(weights)}")
 
     @classmethod
     def from_list(cls, sets: Sequence[Float[Tensor, "_ d"]]) -> FeatureSets:
@@ -92,7 +102,9 @@ class FeatureSets:
         if len(dims) != 1:
             raise ValueError(f"parts: expected one dim, got {dims}")
         sizes = torch.cat([part.sizes for part in parts])
-        return cls(torch.cat([part.values for part in parts]), _offsets_of(sizes))
+        weighted = any(part.weights is not None for part in parts)
+        weights = torch.cat([part.shares() for part in parts]) if weighted else None
+        return cls(torch.cat([part.values for part in parts]), _offsets_of(sizes), weights)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -133,7 +145,9 @@ class FeatureSets:
             raise ValueError(f"index: expected integers in [-{len(self)}, {len(self)}), got {idx.tolist()[:8]}")
         idx = idx % max(len(self), 1)
         rows, mask = self.rows(idx)
-        return FeatureSets(self.values[rows[mask].to(self.values.device)], _offsets_of(self.sizes[idx]))
+        packed = rows[mask].to(self.values.device)
+        weights = None if self.weights is None else self.weights[packed]
+        return FeatureSets(self.values[packed], _offsets_of(self.sizes[idx]), weights)
 
     def padded(self) -> tuple[Float[Tensor, "n m d"], Bool[Tensor, "n m"]]:
         """`values [n, m, d]` with zeros in the padding, and `mask [n, m]`, True where a vector is real."""
@@ -147,29 +161,66 @@ class FeatureSets:
         total = self.values.new_zeros(len(self), self.dim).index_add(0, owner, self.values)
         return torch.nn.functional.normalize(total, dim=1)
 
+    def weighted(self, weights: Float[Tensor, " total"]) -> FeatureSets:
+        """The same sets with other shares of their mass, packed as `values` are."""
+        return FeatureSets(self.values, self.offsets, weights)
+
+    def shares(self) -> Float[Tensor, " total"]:
+        """`weights` to sum exactly to 1, or the equal shares that None stands for; dtype and device of `values`."""
+        sizes = self.sizes
+        if self.weights is None:
+            return torch.repeat_interleave(1 / sizes.double(), sizes).to(self.values)
+        weights = self.weights.detach().cpu().double()
+        return (weights / torch.repeat_interleave(self._masses(weights), sizes)).to(self.values)
+
+    def _masses(self, weights: Tensor) -> Tensor:
+        owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
+        return torch.zeros(len(self), dtype=weights.dtype).index_add(0, owner, weights)
+
     def to(self, *args: Any, **kwargs: Any) -> FeatureSets:
-        """`values.to(...)`: another device or dtype. `offsets` stay on the host."""
-        return FeatureSets(self.values.to(*args, **kwargs), self.offsets)
+        """`values.to(...)`: another device or dtype, weights with them. `offsets` stay on the host."""
+        weights = None if self.weights is None else self.weights.to(*args, **kwargs)
+        return FeatureSets(self.values.to(*args, **kwargs), self.offsets, weights)
 
     def detach(self) -> FeatureSets:
         """The same sets, cut from the graph."""
-        return FeatureSets(self.values.detach(), self.offsets)
+        return FeatureSets(self.values.detach(), self.offsets, self.weights)
 
     def validate(self, name: str = "values") -> FeatureSets:
         """Raise ValueError, naming `name`, unless all is finite and of unit norm (to `UNIT_TOLERANCE`)."""
         if not len(self):
             raise ValueError(f"{name}: expected at least one set, got none")
         with torch.no_grad():
-            norms = torch.linalg.vector_norm(self.values.float(), dim=1)
-            worst = (norms - 1).abs().nan_to_num(nan=torch.inf).argmax()
-            norm = float(norms[worst])
+            found = [self._worst_norm(start) for start in range(0, len(self.values), _CHUNK)]
+        off, row_at, norm = max(found)
         # A NaN or inf anywhere makes its norm one, so a single pass serves both messages.
-        row = f"vector {int(worst)} (set {int(torch.searchsorted(self.offsets, worst.cpu(), right=True)) - 1})"
-        if not abs(norm) < torch.inf:
+        row = f"vector {row_at} (set {int(torch.searchsorted(self.offsets, row_at, right=True)) - 1})"
+        if off == torch.inf:
             raise ValueError(f"{name}: {row} holds NaN or inf")
-        if abs(norm - 1) > UNIT_TOLERANCE:
+        if off > UNIT_TOLERANCE:
             raise ValueError(f"{name}: expected unit vectors, {row} has norm {norm:.4g}; normalise the features")
+        self._validate_weights(name)
         return self
+
+    def _worst_norm(self, start: int) -> tuple[float, int, float]:
+        """How far the norm furthest from 1 is from it, where, and the norm, of a stretch of vectors."""
+        norms = torch.linalg.vector_norm(self.values[start : start + _CHUNK].float(), dim=1)
+        off = (norms - 1).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        at = int(off.argmax())
+        return float(off[at]), start + at, float(norms[at])
+
+    def _validate_weights(self, name: str) -> None:
+        if self.weights is None:
+            return
+        weights = self.weights.detach().cpu().double()
+        if bool((bad := ~(weights >= 0)).any()):
+            at = int(bad.nonzero()[0])
+            raise ValueError(f"{name}: expected weights >= 0, got {float(weights[at]):.4g} for vector {at}")
+        mass = self._masses(weights)
+        worst = int((mass - 1).abs().argmax())
+        if not abs(float(mass[worst]) - 1) <= MASS_TOLERANCE:
+            found = f"those of set {worst} sum to {float(mass[worst]):.4g}"
+            raise ValueError(f"{name}: expected weights that sum to 1, {found}")
 
 
 def _offsets_of(sizes: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from otcclip.transport import sinkhorn, tiles
+from otcclip.transport.backends import Problem
 from otcclip.transport.gradient import full_precision
 from otcclip.transport.problem import FeatureSets
-from otcclip.transport.solve import check_operands, check_options, pair_costs, promote
+from otcclip.transport.solve import check_operands, pair_costs, promote, settings
 
 # Iterations behind the bound: after 3 of them 1.5 of 100,000 candidates are left (TRANSPORT section 3).
 BOUND_ITERATIONS = 3
@@ -79,7 +80,7 @@ def nearest(
     Raises:
         ValueError: an argument is out of range or does not fit another; the message names it.
     """
-    check_options(epsilon, iterations, None)
+    settings(epsilon, iterations)
     check_operands(queries, pool, "queries", "pool", validate)
     if not isinstance(k, int) or not 1 <= k <= len(pool):
         raise ValueError(f"k: expected an integer from 1 to the pool's {len(pool)} sets, got {k!r}")
@@ -121,7 +122,8 @@ class _Search:
     def sweep(self) -> None:
         """Bound every pair, tile by tile, and solve those whose bound does not rule them out."""
         first = min(BOUND_ITERATIONS, self.iterations)
-        for strip in tiles.grid(self.queries, self.pool):
+        problem = Problem(self.queries, self.pool, self.queries.shares(), self.pool.shares(), None)
+        for strip in tiles.strips(problem):
             x_kpd = self.queries.values[strip.x.rows]
             for block in strip.ys:
                 a, b = strip.weights(block)

@@ -19,7 +19,9 @@ logarithms are finite everywhere and no mask appears below.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,12 +36,24 @@ _CHECK_EVERY = 5
 
 @dataclass(frozen=True)
 class Potentials:
-    """An iterate: `f [B, p]`, `g [B, t]` in units of cost; iterations and L1 error of the row sums `[B]`."""
+    """An iterate: `f [B, p]`, `g [B, t]` in units of cost; iterations and L1 error of the row sums `[B]`.
+
+    `offset [B]` is what ⟨a, f⟩ + ⟨b, g⟩ lacks of the dual value, in partial transport; else None.
+    """
 
     f: Tensor
     g: Tensor
     iterations: Tensor
     error: Tensor
+    offset: Tensor | None = None
+
+
+class _Stepper(Protocol):
+    def advance(self, steps: int) -> None: ...
+    def potentials(self) -> tuple[Tensor, Tensor]: ...
+    def error(self) -> Tensor: ...
+    def offset(self) -> Tensor | None: ...
+    def keep(self, index: Tensor) -> None: ...
 
 
 class _Scaling:
@@ -79,6 +93,9 @@ class _Scaling:
     def error(self) -> Tensor:
         return (self.a * (self.next_w / self.w - 1)).abs().sum((1, 2))
 
+    def offset(self) -> None:
+        return None
+
     def keep(self, index: Tensor) -> None:
         names = ("a", "b", "kernel", "kernel_t", "w", "z", "next_w")
         for name in names if self.row is None else (*names, "row", "column"):
@@ -86,7 +103,7 @@ class _Scaling:
 
 
 class _Log:
-    """The same iterates as f/ε, g/ε; differentiable by autograd, which the sharp ranking's gradient uses."""
+    """The same iterates as f/ε, g/ε."""
 
     def __init__(self, scores: Tensor, a: Tensor, b: Tensor, epsilon: float) -> None:
         self.epsilon, self.a = epsilon, a
@@ -111,8 +128,51 @@ class _Log:
     def error(self) -> Tensor:
         return (self.a * torch.expm1(self.f - self.next_f)).abs().sum(1)
 
+    def offset(self) -> None:
+        return None
+
     def keep(self, index: Tensor) -> None:
         for name in ("a", "log_a", "log_b", "exponent", "f", "g", "next_f"):
+            setattr(self, name, getattr(self, name)[index])
+
+
+class _Capped:
+    """Partial transport, in logarithms: f ≤ 0 and g ≤ 0 (nobody sends more than its share), and a multiplier ℓ.
+
+    P = a b e^{(f + g + ℓ − C)/ε}; each update is the dual's maximiser in f, g or ℓ given the others, the last one
+    making the mass exact (Benamou et al. 2015, §5, as ascent on the dual). With m transported, KL is taken to m·abᵀ.
+    """
+
+    def __init__(self, scores: Tensor, a: Tensor, b: Tensor, epsilon: float, mass: float) -> None:
+        self.epsilon, self.mass, self.a, self.b = epsilon, mass, a, b
+        self.exponent = (scores - 1) / epsilon + a.log()[:, :, None] + b.log()[:, None, :]
+        self.f, self.g = torch.zeros_like(a), torch.zeros_like(b)
+        self.level = a.new_full((len(a),), math.log(mass))
+
+    def advance(self, steps: int) -> None:
+        log_a, log_b = self.a.log(), self.b.log()
+        for _ in range(steps):
+            # A row of weight 0 has the exponent −∞ throughout: its potential is free, and 0 will do.
+            rows = torch.logsumexp(self.exponent + self.g[:, None], 2) - log_a + self.level[:, None]
+            self.f = (-rows).clamp(max=0).nan_to_num(nan=0.0)
+            columns = torch.logsumexp(self.exponent + self.f[:, :, None], 1)
+            self.g = (log_b - columns - self.level[:, None]).clamp(max=0).nan_to_num(nan=0.0)
+            self.level = math.log(self.mass) - torch.logsumexp(columns + self.g, 1)
+
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """ℓ goes with f: the plan is then written as in the balanced problem."""
+        return (self.f + self.level[:, None]) * self.epsilon, self.g * self.epsilon
+
+    def offset(self) -> Tensor:
+        return -self.epsilon * ((1 - self.mass) * self.level + self.mass * math.log(self.mass))
+
+    def error(self) -> Tensor:
+        plan = (self.exponent + (self.f + self.level[:, None])[:, :, None] + self.g[:, None]).exp()
+        over_rows, over_columns = plan.sum(2) - self.a, plan.sum(1) - self.b
+        return over_rows.clamp(min=0).sum(1) + over_columns.clamp(min=0).sum(1)
+
+    def keep(self, index: Tensor) -> None:
+        for name in ("a", "b", "exponent", "f", "g", "level"):
             setattr(self, name, getattr(self, name)[index])
 
 
@@ -137,13 +197,21 @@ class _Reduction:
 
 
 def solve(
-    scores: Tensor, a: Tensor, b: Tensor, epsilon: float, iterations: int, tolerance: float | None = None
+    scores: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    iterations: int,
+    tolerance: float | None = None,
+    mass: float = 1.0,
 ) -> Potentials:
     """Sinkhorn potentials of every pair: `scores [B, p, t]`, `a [B, p]`, `b [B, t]`, float32 or float64.
 
     With `tolerance`, a pair stops at the first look (every 5 iterations) where its L1 row error is within it;
     each pair decides for itself, so its answer does not depend on its neighbours in the batch.
     """
+    if mass < 1:
+        return _run(_Capped(scores, a, b, epsilon, mass), iterations, tolerance)
     limit = _MAX_EXPONENT[scores.dtype]
     if epsilon * limit >= _MAX_COST:
         return _run(_Scaling(scores, a, b, epsilon, None), iterations, tolerance)
@@ -161,17 +229,12 @@ def solve(
     return Potentials(*(torch.cat([getattr(fast, name), getattr(slow, name)])[back] for name in names))
 
 
-def solve_unrolled(scores: Tensor, a: Tensor, b: Tensor, epsilon: float, iterations: int) -> Potentials:
-    """`solve` in log form only, with every iteration on the autograd graph."""
-    return _run(_Log(scores, a, b, epsilon), iterations, None)
-
-
-def _run(stepper: _Scaling | _Log, iterations: int, tolerance: float | None) -> Potentials:
+def _run(stepper: _Stepper, iterations: int, tolerance: float | None) -> Potentials:
     if tolerance is None:
         stepper.advance(iterations)
         f, g = stepper.potentials()
-        error = stepper.error().detach()
-        return Potentials(f, g, torch.full_like(error, iterations, dtype=torch.int64), error)
+        error = stepper.error()
+        return Potentials(f, g, torch.full_like(error, iterations, dtype=torch.int64), error, stepper.offset())
     done = 0
     active: Tensor | None = None  # None: every pair is still in the stepper
     result: Potentials | None = None
@@ -179,12 +242,14 @@ def _run(stepper: _Scaling | _Log, iterations: int, tolerance: float | None) -> 
         steps = min(_CHECK_EVERY, iterations - done)
         stepper.advance(steps)
         done += steps
-        (f, g), error = stepper.potentials(), stepper.error()
+        (f, g), error, offset = stepper.potentials(), stepper.error(), stepper.offset()
         if result is None or active is None:
             active = torch.arange(len(error), device=error.device)
-            result = Potentials(f.clone(), g.clone(), torch.full_like(active, done), error.clone())
+            result = Potentials(f.clone(), g.clone(), torch.full_like(active, done), error.clone(), offset)
         else:
             result.f[active], result.g[active] = f, g
+            if result.offset is not None and offset is not None:
+                result.offset[active] = offset
             result.iterations[active], result.error[active] = done, error
         left = (error > tolerance).nonzero()[:, 0]
         if done >= iterations or not len(left):
@@ -195,8 +260,9 @@ def _run(stepper: _Scaling | _Log, iterations: int, tolerance: float | None) -> 
 
 
 def dual_value(potentials: Potentials, a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, f⟩ + ⟨b, g⟩ `[B]`: the whole dual, as the plan has mass 1 after g's update; never above OT_ε."""
-    return (a * potentials.f).sum(-1) + (b * potentials.g).sum(-1)
+    """⟨a, f⟩ + ⟨b, g⟩ `[B]`: the whole dual, as the plan's mass is exact at an iterate's end; never above OT_ε."""
+    value = (a * potentials.f).sum(-1) + (b * potentials.g).sum(-1)
+    return value if potentials.offset is None else value + potentials.offset
 
 
 def plan_of(scores: Tensor, potentials: Potentials, a: Tensor, b: Tensor, epsilon: float) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otcclip.transport.backends.base import Problem
 from otcclip.transport.problem import FeatureSets
 
 # Scores a tile: with its transpose 1 MB of float32, about one core's L2 cache (measured flat from 64 k to 256
@@ -27,18 +28,22 @@ _PADDING = 0.15
 
 @dataclass(frozen=True)
 class Block:
-    """Sets padded to a common size m: `sets [k]`, `rows [k, m]` into the packed values, `weights [k, m]`."""
+    """Sets padded to a common size m: `rows [k, m]` into the packed values, `weights [k, m]`.
+
+    `sets [k]` is where their answers go: along its axis of the grid, or in the list of pairs.
+    """
 
     sets: Tensor
     rows: Tensor
     weights: Tensor
 
     @classmethod
-    def of(cls, features: FeatureSets, index: Tensor) -> Block:
+    def of(cls, features: FeatureSets, shares: Tensor, index: Tensor, places: Tensor | None = None) -> Block:
+        """The sets at `index` with their packed `shares`; their answers go to `places`, else to `index`."""
         rows, mask = features.rows(index)
-        values = features.values
-        weights = mask.double() / features.sizes[index][:, None]
-        return cls(index.to(values.device), rows.to(values.device), weights.to(values))
+        device = shares.device
+        weights = shares[rows.to(device)] * mask.to(shares)
+        return cls((index if places is None else places).to(device), rows.to(device), weights)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def as_batch(scores_: Tensor) -> Tensor:
     return scores_ if scores_.ndim == 3 else scores_.transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def blocks(features: FeatureSets, per_set: int, most: int | None = None) -> Iterator[Block]:
+def blocks(features: FeatureSets, shares: Tensor, per_set: int, most: int | None = None) -> Iterator[Block]:
     """Blocks of `features`, smallest sets first; `per_set` scores are needed for each vector of a set."""
     sizes = features.sizes
     order = sizes.argsort(stable=True)
@@ -83,7 +88,7 @@ def blocks(features: FeatureSets, per_set: int, most: int | None = None) -> Iter
     start = 0
     while start < len(order):
         stop = _block_end(ordered, start, per_set, most)
-        yield Block.of(features, order[start:stop])
+        yield Block.of(features, shares, order[start:stop])
         start = stop
 
 
@@ -101,27 +106,33 @@ def _block_end(ordered: Tensor, start: int, per_set: int, most: int | None) -> i
     return start + int(allowed.sum())
 
 
-def grid(x: FeatureSets, y: FeatureSets) -> Iterator[Strip]:
-    """Strips that cover every pair of x and y."""
+def strips(problem: Problem) -> Iterator[Strip]:
+    """Strips that cover the problem's pairs, each once."""
+    if problem.pairs is None:
+        return _grid(problem)
+    return _pairs(problem, *problem.pairs)
+
+
+def _grid(problem: Problem) -> Iterator[Strip]:
     per_set = 0
     ys: list[Block] = []
-    for block in blocks(x, 1, most=STRIP_SETS):
+    for block in blocks(problem.x, problem.a, 1, most=STRIP_SETS):
         need = block.rows.numel()
         if need != per_set:  # an equal patch count, the common case, cuts y once
-            ys, per_set = list(blocks(y, need)), need
+            ys, per_set = list(blocks(problem.y, problem.b, need)), need
         yield Strip(block, ys, False)
 
 
-def pairs(x: FeatureSets, y: FeatureSets) -> Iterator[Strip]:
-    """Strips that pair x[i] with y[i], sorted by size so that little is padding."""
-    p, t = x.sizes, y.sizes
+def _pairs(problem: Problem, x_index: Tensor, y_index: Tensor) -> Iterator[Strip]:
+    """Sorted by size, so that little is padding."""
+    p, t = problem.x.sizes[x_index], problem.y.sizes[y_index]
     order = (p * (int(t.max()) + 1) + t).argsort(stable=True)
     start = 0
     while start < len(order):
         # The scores a pair needs are bounded by the largest of each side in the window.
         window = order[start : start + TILE_SCORES]
         area = torch.arange(1, len(window) + 1) * p[window].cummax(0).values * t[window].cummax(0).values
-        stop = start + max(1, int((area <= TILE_SCORES).sum()))
-        index = order[start:stop]
-        yield Strip(Block.of(x, index), [Block.of(y, index)], True)
-        start = stop
+        chosen = order[start : start + max(1, int((area <= TILE_SCORES).sum()))]
+        x = Block.of(problem.x, problem.a, x_index[chosen], chosen)
+        yield Strip(x, [Block.of(problem.y, problem.b, y_index[chosen], chosen)], True)
+        start += len(chosen)

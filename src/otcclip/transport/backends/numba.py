@@ -1,0 +1,248 @@
+"""Transport on a CPU in float32: one GEMM a tile by torch, then each pair's Sinkhorn in cache by numba (`pairs`).
+
+Nothing is padded or sorted. Scores are made as Sᵀ, tokens by patches, so that a pair's patches lie side by side
+for the vector unit. A list of pairs is solved grouped by x, one GEMM a set of x with all of its partners: the
+candidates of an image cost one read of its patches, and no image is copied.
+
+Threads are torch's (`torch.set_num_threads`), on stretches of the list of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from otcclip.transport.backends import torch as portable
+from otcclip.transport.backends.base import Problem, Settings, Solved
+from otcclip.transport.backends.pairs import pull_pairs, solve_pairs
+from otcclip.transport.backends.simd import LANES
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+# Scores a tile: 1 MB, a core's L2 cache.
+TILE_SCORES = 1 << 18
+# Sets of x a tile of the grid: enough rows for a full-speed GEMM.
+STRIP_SETS = 16
+# Vectors of y gathered at a time for a list of pairs.
+GATHERED = 1 << 14
+# Below this the exponential of the largest cost of unit vectors underflows with room for a sum.
+STABLE_BELOW = 2.02 / 80
+# Pairs that are worth a thread.
+_THREAD_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class _Potentials:
+    """f and g over ε of every pair, flat; where a pair's begin is computed as `solve` did."""
+
+    f: Floats
+    g: Floats
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some pairs, and where everything of each is.
+
+    Attributes:
+        gemms: (rows of x, rows of y within `y_rows`) of each GEMM; their scores follow one another, y by x.
+        y_rows: the rows of y that the tile needs.
+        where: of each pair the first score, the scores' row stride, p, t, and where its a, b, f and g begin.
+        place: where the answers go.
+    """
+
+    gemms: list[tuple[slice, slice]]
+    y_rows: slice | Tensor
+    where: tuple[Ints, ...]
+    place: Any
+
+    def part(self, part: slice) -> tuple[Ints, ...]:
+        """`where`, of some of the pairs."""
+        return tuple(column[part] for column in self.where)
+
+
+def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> Solved:
+    """See `Backend.solve`."""
+    if _only_portable(how, keep):
+        return portable.solve(x, y, problem, how, keep)
+    x, y = x.detach(), y.detach()
+    value, error = torch.empty(problem.shape), torch.empty(problem.shape)
+    iterations = torch.empty(problem.shape, dtype=torch.int64)
+    shares = problem.a.numpy(), problem.b.numpy()
+    kept = _Potentials(*(np.empty(n if keep else 0, np.float32) for n in _potentials(problem)))
+    stable = how.epsilon < STABLE_BELOW
+    options = (how.epsilon, how.iterations, how.tolerance or 0.0, stable, how.sharp, keep)
+    for tile in _tiles(problem):
+        s = _scores(x, y[tile.y_rows], tile, how)
+        n = len(tile.where[0])
+        out = np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n, np.float32)
+        scratch = 2 * (int(tile.where[2].max()) + LANES) * (int(tile.where[3].max()) + LANES)
+
+        def work(part: slice, tile: _Tile = tile, s: Tensor = s, out: Any = out, scratch: int = scratch) -> None:
+            answers = *(column[part] for column in out), kept.f, kept.g
+            solve_pairs(s.numpy(), tile.part(part), shares, options, torch.empty(scratch).numpy(), answers)
+
+        _spread(work, n)
+        for target, source in zip((value, iterations, error), out, strict=True):
+            target[tile.place] = torch.from_numpy(source).view(target[tile.place].shape)
+    return Solved(value, iterations, error, kept)
+
+
+def pull(
+    x: Tensor, y: Tensor, problem: Problem, how: Settings, saved: Any, grad: Tensor, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `Backend.pull`."""
+    if _only_portable(how, True):
+        return portable.pull(x, y, problem, how, saved, grad, need)
+    grad_x, grad_y = (torch.zeros_like(v) if needed else None for v, needed in zip((x, y), need, strict=True))
+    shares = problem.a.numpy(), problem.b.numpy()
+    for tile in _tiles(problem):
+        y_tile = y[tile.y_rows]
+        s = _scores(x, y_tile, tile, how)
+        upstream = grad[tile.place].reshape(-1).contiguous().numpy()
+
+        def work(part: slice, tile: _Tile = tile, s: Tensor = s, upstream: Floats = upstream) -> None:
+            potentials = saved.f, saved.g
+            pull_pairs(s.numpy(), tile.part(part), shares, how.epsilon, potentials, upstream[part])
+
+        _spread(work, len(tile.where[0]))
+        into_y = None if grad_y is None else torch.empty_like(y_tile)
+        for (x_rows, y_rows), pulled in zip(tile.gemms, _views(s, tile), strict=True):
+            if grad_x is not None:
+                grad_x[x_rows] += _mm(pulled.T, y_tile[y_rows], how)
+            if into_y is not None:
+                into_y[y_rows] = _mm(pulled, x[x_rows], how)
+        if grad_y is not None and into_y is not None:
+            if isinstance(tile.y_rows, slice):
+                grad_y[tile.y_rows] += into_y
+            else:
+                grad_y.index_add_(0, tile.y_rows, into_y)
+    return grad_x, grad_y
+
+
+def _only_portable(how: Settings, keep: bool) -> bool:
+    """Partial transport, and the gradient of the sharp value (a linear system a pair), are left to torch."""
+    return how.mass < 1 or (how.sharp and keep)
+
+
+def _mm(left: Tensor, right: Tensor, how: Settings) -> Tensor:
+    if how.gemm_dtype is None:
+        return left @ right
+    return (left.to(how.gemm_dtype) @ right.to(how.gemm_dtype)).to(left.dtype)
+
+
+def _views(s: Tensor, tile: _Tile) -> Iterator[Tensor]:
+    """Each GEMM's scores in the flat tile, `[rows of y, rows of x]`."""
+    start = 0
+    for x_rows, y_rows in tile.gemms:
+        p, t = x_rows.stop - x_rows.start, y_rows.stop - y_rows.start
+        yield s[start : start + p * t].view(t, p)
+        start += p * t
+
+
+def _scores(x: Tensor, y_tile: Tensor, tile: _Tile, how: Settings) -> Tensor:
+    """Sᵀ of every GEMM, flat, with the finite floats past the end that the kernels may read."""
+    total = sum((i.stop - i.start) * (j.stop - j.start) for i, j in tile.gemms)
+    s = torch.empty(total + LANES)
+    s[total:] = 0
+    for (x_rows, y_rows), view in zip(tile.gemms, _views(s, tile), strict=True):
+        if how.gemm_dtype is None:
+            torch.mm(y_tile[y_rows], x[x_rows].T, out=view)
+        else:
+            view.copy_(y_tile[y_rows].to(how.gemm_dtype) @ x[x_rows].to(how.gemm_dtype).T)
+    return s
+
+
+def _potentials(problem: Problem) -> tuple[int, int]:
+    """How many numbers f and g of every pair take."""
+    if problem.pairs is None:
+        return len(problem.y) * len(problem.a), len(problem.x) * len(problem.b)
+    rows, columns = problem.pairs
+    return int(problem.x.sizes[rows].sum()), int(problem.y.sizes[columns].sum())
+
+
+def _tiles(problem: Problem) -> Iterator[_Tile]:
+    return _grid(problem) if problem.pairs is None else _listed(problem, *problem.pairs)
+
+
+def _grid(problem: Problem) -> Iterator[_Tile]:
+    """Stretches of x against stretches of y; f is kept as [y set, vector of x], g as [x set, vector of y]."""
+    xo, yo = problem.x.offsets.numpy(), problem.y.offsets.numpy()
+    for i in range(0, len(xo) - 1, STRIP_SETS):
+        i_end = min(i + STRIP_SETS, len(xo) - 1)
+        p, width = np.diff(xo[i : i_end + 1]), int(xo[i_end] - xo[i])
+        j = 0
+        while j < len(yo) - 1:
+            fits = np.searchsorted(yo, yo[j] + max(1, TILE_SCORES // width), side="right") - 1
+            j_end = int(min(max(j + 1, fits), len(yo) - 1))
+            t, k = np.diff(yo[j : j_end + 1]), (i_end - i) * (j_end - j)
+            x_at, y_at = np.repeat(xo[i:i_end], j_end - j), np.tile(yo[j:j_end], i_end - i)
+            yield _Tile(
+                [(slice(int(xo[i]), int(xo[i_end])), slice(0, int(yo[j_end] - yo[j])))],
+                slice(int(yo[j]), int(yo[j_end])),
+                where=(
+                    (y_at - yo[j]) * width + (x_at - xo[i]),
+                    np.full(k, width),
+                    np.repeat(p, j_end - j),
+                    np.tile(t, i_end - i),
+                    x_at,
+                    y_at,
+                    np.tile(np.arange(j, j_end), i_end - i) * xo[-1] + x_at,
+                    np.repeat(np.arange(i, i_end), j_end - j) * yo[-1] + y_at,
+                ),
+                place=(slice(i, i_end), slice(j, j_end)),
+            )
+            j = j_end
+
+
+def _listed(problem: Problem, rows: Tensor, columns: Tensor) -> Iterator[_Tile]:
+    """Pairs sorted by their x; f and g are kept in that order."""
+    order = rows.argsort(stable=True)
+    i, j = rows[order].numpy(), columns[order].numpy()
+    xo, yo = problem.x.offsets.numpy(), problem.y.offsets.numpy()
+    p, t = np.diff(xo)[i], np.diff(yo)[j]
+    f_at, g_at = np.cumsum(p) - p, np.cumsum(t) - t
+    in_order = np.array_equal(j, np.arange(len(yo) - 1))
+    start = 0
+    while start < len(i):
+        stop = max(start + 1, int(np.searchsorted(g_at + t, g_at[start] + GATHERED, side="right")))
+        cut = slice(start, stop)
+        new = np.flatnonzero(np.diff(i[cut], prepend=-1))  # where a set of x begins
+        local = g_at[cut] - g_at[start]
+        begins, ends = local[new], np.append(local[new[1:]], local[-1] + t[stop - 1])
+        sets = i[cut][new]
+        parts = zip(xo[sets].tolist(), xo[sets + 1].tolist(), begins.tolist(), ends.tolist(), strict=True)
+        gemms = [(slice(low, high), slice(begin, end)) for low, high, begin, end in parts]
+        # Scores before this pair: those of earlier sets of x, then those of earlier partners of its own.
+        before = np.cumsum(p[cut] * t[cut]) - p[cut] * t[cut]
+        if in_order:
+            y_rows: slice | Tensor = slice(int(yo[start]), int(yo[stop]))
+        else:
+            y_rows = torch.from_numpy(np.repeat(yo[j[cut]] - local, t[cut]) + np.arange(int(ends[-1])))
+        where = (before, p[cut], p[cut], t[cut], xo[i[cut]], yo[j[cut]], f_at[cut], g_at[cut])
+        yield _Tile(gemms, y_rows, where, order[cut])
+        start = stop
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="otcclip-transport")
+
+
+def _spread(work: Any, n: int) -> None:
+    """`work` on stretches of n pairs, on as many threads as torch uses (the kernels release the GIL)."""
+    threads = min(torch.get_num_threads(), n // _THREAD_PAIRS)
+    if threads <= 1:
+        work(slice(0, n))
+        return
+    cuts = [n * i // threads for i in range(threads + 1)]
+    list(_workers(threads).map(work, [slice(*ends) for ends in pairwise(cuts)]))
