@@ -8,16 +8,26 @@ from collections.abc import Callable, Mapping
 import tyro
 
 from otcclip.commands.bench import bench
-from otcclip.commands.corpus import corpus_emoji
+from otcclip.commands.corpus import corpus_emoji, corpus_fashion_mnist, corpus_openclipart
 from otcclip.commands.demo import demo
+from otcclip.commands.evaluate import evaluate
+from otcclip.commands.poison import poison
 from otcclip.commands.report import report
+from otcclip.commands.scan import scan
+from otcclip.commands.train import train
 from otcclip.errors import UserError
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
     "bench": bench,
+    "poison": poison,
+    "scan": scan,
     "report": report,
     "corpus emoji": corpus_emoji,
+    "corpus openclipart": corpus_openclipart,
+    "corpus fashion-mnist": corpus_fashion_mnist,
 }
 
 

@@ -1,1 +1,16 @@
-"""Scan, decide, repair: over shards, resumable, shard by shard."""
+"""Scan, decide, repair: over shards, resumable shard by shard, never touching the input."""
+
+from otcclip.curation.decide import Rule
+from otcclip.curation.encoders import ClipEncoder, ScanEncoder, TrustedEncoder, clip_encoder, trusted_encoder
+from otcclip.curation.scan import Scan, ScanOptions
+
+__all__ = [
+    "ClipEncoder",
+    "Rule",
+    "Scan",
+    "ScanEncoder",
+    "ScanOptions",
+    "TrustedEncoder",
+    "clip_encoder",
+    "trusted_encoder",
+]

