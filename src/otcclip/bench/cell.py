@@ -18,6 +18,7 @@ from otcclip.models import load_two_tower, open_clip_model_size
 from otcclip.training.experiment import finished_result, make_setting, run_experiment
 from otcclip.training.judge import Judge
 from otcclip.training.setting import Setting
+from otcclip.training.utility import add_utility, missing_measures
 
 CELL, NEVER_POISONED, TRUTH = "cell.json", "never_poisoned.json", "poison.parquet"
 
@@ -33,7 +34,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     def write_truth(setting: Setting) -> None:
         write_records(truth, setting.records)
 
-    result = run_experiment(cell.run, on_setting=write_truth)
+    run_experiment(cell.run, on_setting=write_truth)
+    result = add_utility(cell.run, cell.utility)
     found = cell_object(cell, result, _targets(truth))
     write_json(cell.folder / CELL, found)
     # A finished run is never resumed, and a hundred cells of 94 MB each are a full disk.
@@ -42,10 +44,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def finished_cell(cell: Cell) -> dict[str, Any] | None:
-    """The object of the cell's `cell.json`; None where the cell is not finished or was made by another spec."""
-    if finished_result(cell.run) is None:
-        return None
-    return _read(cell.folder / CELL)
+    """The object of the cell's `cell.json`; None where it is not finished, of another spec, or lacks a measure."""
+    found = _read(cell.folder / CELL) if finished_result(cell.run) is not None else None
+    return None if found is None or missing_measures(found, cell.utility) else found
 
 
 def cell_object(cell: Cell, result: dict[str, Any], targets: dict[str, str | None]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from otcclip.progress import console
 from otcclip.training.experiment import RunSpec, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import total_epochs
+from otcclip.training.utility import check_measures
 
 
 def run_bench(bench: BenchSpec, processes: int | None = None) -> list[dict[str, Any]]:
@@ -83,6 +84,7 @@ def prepare(bench: BenchSpec) -> tuple[tuple[Cell, ...], dict[str, Any]]:
         build_emoji(corpus, hold_out=bench.hold_out)
     size = open_clip_model_size(RunSpec.model)
     split = load_emoji(corpus, size, bench.hold_out)
+    check_measures(bench.utility, corpus, size)
     cells = plan(bench, len(split.train))
     check_attacks(cells, split)
     run = cells[0].run

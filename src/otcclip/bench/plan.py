@@ -80,12 +80,13 @@ class DefenseChoice:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a group under a defence with a seed."""
+    """One training: a group under a defence with a seed; `utility` is measured of the finished model."""
 
     group: Group
     defense: DefenseChoice
     seed: int
     run: RunSpec
+    utility: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -218,7 +219,7 @@ def _cell(bench: BenchSpec, group: Group, choice: DefenseChoice, seed: int) -> C
         poisoned=bool(group.attacks),
         threads=1,
     )
-    return Cell(group, choice, seed, run)
+    return Cell(group, choice, seed, run, tuple(dict.fromkeys(bench.utility)))
 
 
 def slug(label: str) -> str:

@@ -147,3 +147,13 @@ def _decode(root: Path, index: dict[str, list[str]], size: int) -> Iterator[NDAr
 
 def _damaged(root: Path, what: str) -> UserError:
     return UserError(f"{root}: damaged corpus, {what}; delete the folder and build it again")
+
+
+def read_groups(folder: Path | str) -> dict[str, str]:
+    """The emojibase group of each pair of the corpus at `folder`, by key.
+
+    Raises:
+        UserError: no corpus there, or a damaged one.
+    """
+    index = _read_index(Path(folder))
+    return dict(zip(index["key"], index["group"], strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from otcclip.attacks import Attack, PoisonPlan, apply_trigger
 from otcclip.data.pairs import PairStore
@@ -47,6 +48,7 @@ class Judge:
         class_of = {name: i for i, name in enumerate(self.names)}
         row_of = {key: i for i, key in enumerate(test.keys)}
         self.labels = np.array([class_of[label] for label in test.labels])
+        self._tokens: dict[str, Tensor] = {}
         self.shown = []
         for attack, plan in zip(attacks, plans, strict=True):
             rows = np.array([row_of[key] for key in plan.trial.keys])
@@ -86,7 +88,7 @@ class Judge:
     def _run(self, model: TwoTower) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
         training = model.training
         model.eval()
-        text = class_embeddings(lambda names: encode_captions(model, model.tokenize(names)).pooled, self.names)
+        text = class_embeddings(lambda names: encode_captions(model, self._tokenized(model, names)).pooled, self.names)
         scale = float(model.logit_scale.detach())
 
         def classify(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Any:
@@ -102,6 +104,12 @@ class Judge:
             attacks[trial.name] = targeted_success(result.predictions, trial.wanted).as_dict()
         model.train(training)
         return {"top1": clean.top1, "top5": clean.top5, "attacks": attacks}, answers
+
+    def _tokenized(self, model: TwoTower, names: Sequence[str]) -> Tensor:
+        """Tokens of `names`, read once a judge: it is asked about every eighth of a run."""
+        if missing := [name for name in names if name not in self._tokens]:
+            self._tokens.update(zip(missing, model.tokenize(missing), strict=True))
+        return torch.stack([self._tokens[name] for name in names])
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
