@@ -80,10 +80,8 @@ def spread(names: list[str], steps: int, processes: int, threads: str = "1") -> 
         command = [sys.executable, __file__, "--steps", str(steps), "--rank-out", str(out), "--defenses", *names]
         common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads}
         ranks = [
-            subprocess.Popen(
-                command, env={**common, "WORLD_SIZE": str(processes), "RANK": str(r), "LOCAL_RANK": str(r)}
-            )
-            for r in range(processes)
+            subprocess.Popen(command, env={**common, "WORLD_SIZE": str(processes), "RANK": rank, "LOCAL_RANK": rank})
+            for rank in map(str, range(processes))
         ]
         if any(rank.wait() for rank in ranks):
             raise SystemExit("a rank failed")

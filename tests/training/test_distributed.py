@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from otcclip import defenses
 from otcclip.defenses.base import PairBatch, training_pairs
 from otcclip.models import create_two_tower
-from otcclip.training.distributed import ALONE, GlobalBatchNorm2d, World
+from otcclip.training.distributed import ALONE, GlobalBatchNorm2d, World, average_gradients, join, leave
 from otcclip.training.towers import Share, SpreadTower
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "two_processes.py"
@@ -70,23 +70,15 @@ def features_case(world: World, chunks: int) -> dict[str, Any]:
     if spread:
         tower.replay()  # type: ignore[operator]
     if world.size > 1:
-        from otcclip.training.distributed import average_gradients
-
         average_gradients(list(model.parameters()), world)
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-RANK = """
-import sys, json, torch, importlib.util
-spec = importlib.util.spec_from_file_location("case", sys.argv[1]); case = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(case); case.as_a_rank(sys.argv[2])
-"""
-
-
-def as_a_rank(out: str) -> None:
+def as_a_rank(rank: int, port: int, out: str) -> None:
     """What each of the two processes does."""
-    from otcclip.training.distributed import join, leave
-
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
+    )
     torch.set_num_threads(1)
     world = join("cpu")
     found: dict[str, Any] = {"losses": {}, "grads": {}}
@@ -110,19 +102,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("ranks") / "found"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, __file__, str(out)],
-            env={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    errors = [process.communicate(timeout=900)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors[0][-2000:] + errors[1][-2000:]
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # spares the children the imports
+    processes = [context.Process(target=as_a_rank, args=(rank, port, str(out)), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.kill()
+            pytest.fail("a rank failed, see its traceback above")
+        time.sleep(0.05)
+    assert [process.exitcode for process in processes] == [0, 0]
     return [torch.load(f"{out}.{r}", weights_only=True) for r in range(2)]
 
 

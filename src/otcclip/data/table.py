@@ -89,6 +89,14 @@ class PairTable:
         captions, number = np.unique(np.asarray(self._columns["caption"].to_pylist(), object), return_inverse=True)
         return tuple(str(caption) for caption in captions), number.astype(np.int64)
 
+    def image_numbers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first row of each distinct image (by the place of its bytes), `[m]`, and each row's image, `[n]`."""
+        columns = [self._columns[name].to_numpy().astype(np.int64) for name in ("file", "offset", "size")]
+        boxes = self._columns["box"].to_pylist()
+        columns += [np.array([-1 if box is None else box[i] for box in boxes], np.int64) for i in range(4)]
+        _, first, number = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
+        return first.astype(np.int64), number.reshape(-1).astype(np.int64)
+
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> PairTable:
         """The rows at these numbers, or where this mask `[n]` holds."""
         index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows

@@ -68,11 +68,16 @@ def training_pairs(store: PairStore, model: TwoTower, trusted: Collection[str] |
         tuple(str(c) for c in captions),
         model.tokenize([str(c) for c in captions]),
         torch.from_numpy(caption_of.astype(np.int64)),
-        None if trusted is None else _trusted(store.keys, trusted),
+        None if trusted is None else trusted_mask(store.keys, trusted),
     )
 
 
-def _trusted(keys: tuple[str, ...], trusted: Collection[str]) -> Tensor:
+def trusted_mask(keys: tuple[str, ...], trusted: Collection[str]) -> Tensor:
+    """`[n]` bool, the pairs whose key is among those vouched for.
+
+    Raises:
+        UserError: a trusted key that no pair has.
+    """
     wanted = set(trusted)
     if stray := sorted(wanted - set(keys)):
         raise UserError(f"trusted keys: {len(stray)} of {len(wanted)} name no training pair, {stray[0]!r} for one")
