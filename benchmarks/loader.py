@@ -4,7 +4,7 @@
 
 Both decode JPEGs of 320 x 256 with PIL to 224 px (bicubic, centre crop) in batches of 64. The plain loop reads tars
 front to back with a shuffle buffer of 1,000; ours visits the whole data set in random order. Each round times both, one
-after the other; the ratio is of each round's two times. Bars (issue 8): 0.95 or more; the demo waits less than 5 % of its
+after the other; the ratio is of each round's two times. Bars (issue 8): 0.95 or more; the demo waits under 5 % of its
 training time.
 """
 
