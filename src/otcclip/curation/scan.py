@@ -166,7 +166,8 @@ class Scan:
         """Write `report.html` of the folder and return its path."""
         from otcclip.report.scan import write_scan_report
 
-        return write_scan_report(self.folder)
+        page: Path = write_scan_report(self.folder)
+        return page
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

@@ -1,10 +1,14 @@
-"""What an image's look-alikes say of its caption, against a fixed reference: `evidence.neighbours` for one shard at a
-time.
+"""What an image's look-alikes say of its caption, against a fixed reference: `evidence.neighbours`, a shard at a time.
 
-The rules are that module's: near-duplicates do not vote, voters under one caption share one vote, the worst view
-counts, a claim made m times is held to 1 / m. What differs: the image vectors are an encoder's, so a view is the mean
-of its cells outside one of nine windows (free, where the encoder has run already); the voters are the reference; and
-any caption may be asked about.
+The rules are that module's: near-duplicates do not vote, voters under one caption share one vote, the vote is taken
+under several views, a claim made m times is held to 1 / m. What differs: the image vectors are an encoder's, so a
+view is the mean of its cells outside one of nine windows (free, where the encoder has run already); the voters are
+the reference; and any caption may be asked about.
+
+How the constants were chosen, without any poison label: on the emoji corpus a tenth of the captions were shuffled by
+ourselves, and the choice is what tells those from the rest best (AUROC .944 for 64 voters at sharpness .1 and the
+mean of logs over the views; .921 for the 16 and .05 that the untrained descriptor uses, .932 for the worst view).
+docs/scan.md has the table.
 """
 
 from __future__ import annotations
@@ -21,9 +25,11 @@ from torch import Tensor
 from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures
 from otcclip.detectors.matching import match
-from otcclip.evidence.neighbours import NEAR_DUPLICATE, NEIGHBOURS, SHARPNESS
+from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.transport import FeatureSets
 
+NEIGHBOURS = 64
+SHARPNESS = 0.1  # cosine difference at which a voter's weight falls by e
 MOST_ASKED = 2048  # captions that the own one is compared with: a share is then known to .05 %
 
 
@@ -32,8 +38,8 @@ class LookAlikes:
     """The vote on `n` pairs.
 
     Attributes:
-        own: `[n]` in (0, 1], share of the captions asked about that the voters like at least as well as the own one, in
-            the worst view.
+        own: `[n]` in (0, 1], share of the captions asked about that the voters like at least as well as the own one,
+            joined over the views.
         copies: `[n]` int64, pairs that make the same claim (near-duplicate image, same caption), itself included.
         nominee: `[n]` int64 into the reference's distinct captions: another caption that may fit. The encoder's nearest
             where it can tell (`matching`), else what the voters like best.
@@ -150,18 +156,18 @@ def _ask(features: PairFeatures) -> LookAlikes:
         named = ballots.words[nominee.numpy()]
         parts.append(
             LookAlikes(
-                worst([_share(vote, words[rows], ballots) for vote in votes]),
+                joined([_share(vote, words[rows], ballots) for vote in votes]),
                 copies.clamp_min(1),
                 nominee,
-                worst([_share(vote, named, ballots) for vote in votes]),
+                joined([_share(vote, named, ballots) for vote in votes]),
             )
         )
     return LookAlikes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(LookAlikes)))
 
 
-def worst(shares: list[Tensor]) -> Tensor:
-    """The view that bears the caption out least counts: a true caption survives every view, a trigger does not."""
-    return torch.stack(shares).amax(dim=0)
+def joined(shares: list[Tensor]) -> Tensor:
+    """Geometric mean over the views: what bears a caption out in one view of ten counts a tenth."""
+    return torch.stack(shares).log().mean(dim=0).exp()
 
 
 @dataclass(frozen=True)

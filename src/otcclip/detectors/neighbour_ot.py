@@ -1,9 +1,8 @@
 """Neighbour disagreement by OT: do an image's look-alikes carry captions like its own?
 
-The share of captions that the look-alikes like at least as well as the pair's own, in the worst of ten views, times
-the number of pairs that make the same claim (docs/method.md, "Look-alikes"; METHOD section 2.2). Agreement of
-captions is 1 - OT between their words. For a caption unrelated to its image the share is uniform in each view.
-Constants: those of `evidence.neighbours`, chosen on honest pairs with captions shuffled, not on poison.
+The share of captions that the look-alikes like at least as well as the pair's own, over ten views, times the number
+of pairs that make the same claim (docs/method.md, "Look-alikes"; METHOD section 2.2). Agreement of captions is 1 - OT
+between their words. For a caption unrelated to its image the share is uniform in each view. Constants: `look_alikes`.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def render(run: Run) -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
     """All of it or nothing: a temporary file beside `path`, flushed to disk, then renamed over it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -98,7 +98,7 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     text = render(load_run(run_dir))
     try:
-        _write(path, text)
+        write_page(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path
