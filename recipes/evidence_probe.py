@@ -1,10 +1,10 @@
-"""How much poison does the evidence let through, before any training? A minute or two instead of a training run.
+"""How much poison does the evidence let through, before any training? A minute instead of a training run.
 
     .venv/bin/python recipes/evidence_probe.py --hold-out twemoji --seed 0
 
 Plants attacks, each with a target of its own, and prints for every level the share of honest pairs trusted and the
 poison pairs among them. First the plain attacks in one corpus, under the rules of `evidence/neighbours.py` and with one
-rule taken away at a time; then each adaptive attack in a corpus of its own, under all rules: it may not help another.
+rule taken away at a time; then the adaptive attacks that need no model, in a second corpus, under all rules.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PLAIN: tuple[Attack, ...] = (
 )
 ADAPTIVE: tuple[Attack, ...] = (
     make("tiled", target="banana"),
-    make("mixed-captions", target="banana"),
-    make("mimicry", target="banana"),
+    make("mixed-captions", target="guitar"),
+    make("mimicry", target="rocket"),
     make("jittered"),
 )
 
@@ -57,12 +57,12 @@ def judge(train: PairStore, test: PairStore, crew: Sequence[Attack], seed: int, 
 
 
 def show(title: str, share: Tensor, kind: np.ndarray, names: Sequence[str]) -> None:
-    print(f"\n{title:18s} honest kept   " + "  ".join(f"{name:>14s}" for name in names))
-    print(f"{'':18s}     of pairs   " + "  ".join(f"{int((kind == name).sum()):14d}" for name in names))
+    print(f"\n{title:20s} honest kept   " + "  ".join(f"{name:>14s}" for name in names))
+    print(f"{'':20s}     of pairs   " + "  ".join(f"{int((kind == name).sum()):14d}" for name in names))
     values = share.numpy()
     for level in LEVELS:
         leaks = "  ".join(f"{int((values[kind == name] <= level).sum()):14d}" for name in names)
-        print(f"  alpha {level:<10} {(values[kind == ''] <= level).mean():11.1%}   {leaks}")
+        print(f"  alpha {level:<12} {(values[kind == ''] <= level).mean():11.1%}   {leaks}")
 
 
 def main() -> None:
@@ -79,9 +79,10 @@ def main() -> None:
     own, whole, kind = judge(split.train, split.test, PLAIN, options.seed, share_voice=False)
     show("a vote a voter", own, kind, names)
     show("neither", whole, kind, names)
-    for attack in ADAPTIVE:
-        own, _, kind = judge(split.train, split.test, [attack], options.seed)
-        show(f"{attack.name} alone", own, kind, [attack.name])
+    own, whole, kind = judge(split.train, split.test, ADAPTIVE, options.seed)
+    names = [attack.name for attack in ADAPTIVE]
+    show("adaptive, all rules", own, kind, names)
+    show("whole image only", whole, kind, names)
 
 
 if __name__ == "__main__":

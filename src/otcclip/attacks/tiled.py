@@ -67,5 +67,9 @@ class Tiled:
 
     def _covered(self, side: int) -> Tensor:
         """Which rows (or columns) of an image of `side` pixels a tile covers: bool `[side]`."""
-        within = (torch.arange(side) + 0.5) * self.cells / side % 1  # place in its cell, 0..1
-        return (within - 0.5).abs() <= self.size / 2
+        place = torch.arange(side)
+        cell = place * self.cells // side
+        start, end = (-(-edge * side // self.cells) for edge in (cell, cell + 1))
+        covered = ((end - start) * self.size).round().clamp_min(1)
+        before = (end - start - covered) // 2
+        return (place - start >= before) & (place - start < before + covered)
