@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otcclip.transport import FeatureSets, all_costs, nearest, search, tiles
+from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest, save, search, tiles
 
 fast = settings(max_examples=25, deadline=None)
 
@@ -44,8 +44,9 @@ def test_exact_is_brute_force(n, m, seed, k, epsilon, spread, tile):
     k = min(k, m)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_SCORES", tile)
-        patch.setattr(search, "_SCREEN_SETS", 16)
-        patch.setattr(search, "_SCREEN_QUERIES", 3)
+        patch.setattr(search, "STRETCH", 16)
+        patch.setattr(search, "BLOCK", 7)
+        patch.setattr(search, "QUERIES", 3)
         found = nearest(queries, pool, k, epsilon=epsilon, iterations=12)
     assert found.certified.all()
     assert_is_brute_force(found, queries, pool, k, epsilon=epsilon, iterations=12)
@@ -72,7 +73,7 @@ def test_bad_seeds_cost_work_but_never_the_answer():
 def test_screen_ranks_the_top_by_pooled_cosine():
     queries, pool = clustered(5, [9, 2], 5), clustered(60, [4, 7], 6)
     found = nearest(queries, pool, 2, screen=10)
-    assert not found.certified.any() and found.solved.tolist() == [10] * 5
+    assert found.solved.tolist() == [10] * 5 and not found.certified.all()
     top = (queries.pooled() @ pool.pooled().T).topk(10).indices
     every = all_costs(queries, pool).value.gather(1, top)
     order = every.topk(2, largest=False)
@@ -81,6 +82,89 @@ def test_screen_ranks_the_top_by_pooled_cosine():
     whole = nearest(queries, pool, 2, screen=1000)
     assert whole.certified.all()
     assert_is_brute_force(whole, queries, pool, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_certified_screen_is_brute_force(dtype):
+    """A caption of its own for every image: certified if sets are tight, and rightly; no certificate if loose."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(300, 32, generator=generator)
+
+    def about(n, size, spread):
+        values = centres[:n, None] + spread * torch.randn(n, size, 32, generator=generator)
+        return FeatureSets.from_dense(torch.nn.functional.normalize(values, dim=2))
+
+    for spread, least, most in ((0.3, 25, 30), (3.0, 0, 5)):
+        queries, pool = about(30, 9, spread), about(300, 5, spread)
+        found = nearest(queries, pool, screen=6, summary=Summary.of(pool, dtype))
+        assert least <= found.certified.sum() <= most and found.solved.tolist() == [6] * 30
+        every = all_costs(queries, pool).value.min(1, keepdim=True).values
+        assert torch.allclose(found.value[found.certified], every[found.certified], atol=2e-6)
+        exact = nearest(queries, pool, summary=Summary.of(pool, dtype))
+        assert exact.certified.all() and torch.allclose(exact.value, every, atol=2e-6)
+
+
+@fast
+@given(
+    st.integers(0, 2**31), st.sampled_from([0.0, 0.1, 0.5, 3.0]), st.sampled_from([0.01, 0.1, 0.5]), st.integers(1, 4)
+)
+def test_pooled_bound_is_below_every_iterate(seed, spread, epsilon, iterations):
+    queries, pool = clustered(6, [9, 1, 4], seed, spread), clustered(9, [1, 5, 30], seed + 1, spread)
+    mine, theirs = Summary.of(queries), Summary.of(pool)
+    means = (s.direction * s.length[:, None] for s in (mine, theirs))
+    bound = 1 - torch.matmul(next(means), next(means).T) - theirs.reach(epsilon)
+    assert (bound <= all_costs(queries, pool, epsilon=epsilon, iterations=iterations).value + 2e-6).all()
+
+
+def test_summary_is_of_the_weighted_mean():
+    pool = clustered(3, [5], 1)
+    weights = torch.nn.functional.normalize(torch.rand(15, generator=torch.Generator().manual_seed(0)).view(3, 5), p=1)
+    found = Summary.of(pool.weighted(weights.flatten()))
+    mean = (pool.values.view(3, 5, 8) * weights[..., None]).sum(1)
+    centred = pool.values.view(3, 5, 8) - mean[:, None]
+    covariance = (centred * weights[..., None]).transpose(1, 2) @ centred
+    assert torch.allclose(found.direction * found.length[:, None], mean, atol=1e-6)
+    assert torch.allclose(found.radius, centred.norm(dim=2).amax(1), atol=1e-6)
+    assert torch.allclose(found.variance, covariance.flatten(1).norm(dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_on_disk_is_searched_where_it_lies(tmp_path, dtype):
+    queries, pool = clustered(5, [9], 11), clustered(50, [4, 7], 12).to(dtype)
+    save(pool, tmp_path / "pool")
+    mapped = load(tmp_path / "pool")
+    assert mapped.values.dtype == dtype and torch.equal(mapped.values, pool.values)
+    assert torch.equal(mapped.offsets, pool.offsets) and mapped.weights is None
+    assert torch.equal(nearest(queries, mapped, 3).index, nearest(queries, pool, 3).index)
+    with pytest.raises(FileExistsError, match=r"folder: .* holds feature sets already"):
+        save(pool, tmp_path / "pool")
+    weighted = pool.weighted(torch.rand(len(pool.values)))
+    save(weighted, tmp_path / "weighted")
+    assert torch.equal(load(tmp_path / "weighted").weights, weighted.weights)
+
+
+def test_memory_beyond_the_features_does_not_grow_with_the_pool(monkeypatch):
+    """No tensor made during a search is as large as the pool, and twice the pool makes none larger."""
+    monkeypatch.setattr(search, "STRETCH", 64)
+    monkeypatch.setattr(search, "BLOCK", 32)
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out._base is None and out.untyped_storage().data_ptr() not in owned:
+                self.seen = max(self.seen, out.untyped_storage().nbytes())
+            return out
+
+    seen = []
+    for m in (512, 1024, 2048):
+        queries, pool = clustered(4, [9], 13), clustered(m, [4, 7], 14)
+        owned = {t.untyped_storage().data_ptr() for t in (pool.values, pool.offsets, queries.values)}
+        with Largest() as largest:
+            nearest(queries, pool, 2, validate=False)
+        seen.append(largest.seen)
+    assert seen[0] < pool.values.nbytes / 4 and seen[2] <= 1.2 * seen[0]
 
 
 def test_equal_candidates_go_by_position():
@@ -103,6 +187,7 @@ def test_no_gradient_is_recorded():
         ({"k": 3, "screen": 2}, "screen: .*k = 3, got 2"),
         ({"screen": "fast"}, "screen: .*got 'fast'"),
         ({"epsilon": -0.1}, "epsilon: .*got -0.1"),
+        ({"summary": Summary.of(clustered(3, [2], 2))}, r"summary: expected one of the pool's \[4, 8\], got \[3, 8\]"),
         ({"iterations": 0}, "iterations: .*got 0"),
         (
             {"pooled_pool": torch.ones(4, 3)},

@@ -7,8 +7,22 @@
 >>> nearest(x, y, k=5).index                     # [n, 5], exact
 """
 
+from otcclip.transport.bounds import Summary
 from otcclip.transport.problem import FeatureSets
 from otcclip.transport.search import Nearest, nearest
 from otcclip.transport.solve import AllCosts, PairCosts, all_costs, pair_costs, plan
+from otcclip.transport.storage import load, save
 
-__all__ = ["AllCosts", "FeatureSets", "Nearest", "PairCosts", "all_costs", "nearest", "pair_costs", "plan"]
+__all__ = [
+    "AllCosts",
+    "FeatureSets",
+    "Nearest",
+    "PairCosts",
+    "Summary",
+    "all_costs",
+    "load",
+    "nearest",
+    "pair_costs",
+    "plan",
+    "save",
+]

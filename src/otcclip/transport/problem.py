@@ -149,6 +149,12 @@ class FeatureSets:
         weights = None if self.weights is None else self.weights[packed]
         return FeatureSets(self.values[packed], _offsets_of(self.sizes[idx]), weights)
 
+    def stretch(self, start: int, stop: int) -> FeatureSets:
+        """The sets from `start` to `stop`, a view: no copy, whatever the size."""
+        low, high = int(self.offsets[start]), int(self.offsets[stop])
+        weights = None if self.weights is None else self.weights[low:high]
+        return FeatureSets(self.values[low:high], self.offsets[start : stop + 1] - low, weights)
+
     def padded(self) -> tuple[Float[Tensor, "n m d"], Bool[Tensor, "n m"]]:
         """`values [n, m, d]` with zeros in the padding, and `mask [n, m]`, True where a vector is real."""
         rows, mask = self.rows(torch.arange(len(self)))

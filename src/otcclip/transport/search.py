@@ -1,38 +1,43 @@
 """The nearest sets of a pool by OT_ε, without solving the whole pool.
 
-Two tiers. *Bound*: a few Sinkhorn iterations give a dual value, which no later iterate falls below. *Solve*:
-only candidates whose bound does not already exceed the k-th best value found are solved to the full count.
-What is ranked
-is the dual value at the full count, so what the bound rules out cannot have been among the k nearest: the
-answer is that of brute force. Memory is a tile and k answers a query, whatever the size of the pool.
+Four tiers, each dearer a pair than the one before. *Screen*: cosines of pooled vectors, one GEMM, name a few sets to
+solve first, so that there is a value to beat. *Pooled bound* (`bounds`): the same kind of GEMM rules out what
+cannot beat it. *Dual bound*: a few Sinkhorn iterations give a dual value, which no later iterate falls below.
+*Solve*: what is left, to the full count.
+
+What is ranked is the dual value at the full count, and neither bound is above it, so the answer is that of brute
+force. The pool streams through in stretches: beyond its features (and their summary, if kept) memory is one
+stretch, and k answers a query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from otcclip.transport import sinkhorn, tiles
-from otcclip.transport.backends import Problem
+from otcclip.transport.bounds import Summary, cosine_needed
 from otcclip.transport.gradient import full_precision
 from otcclip.transport.problem import FeatureSets
-from otcclip.transport.solve import check_operands, pair_costs, promote, settings
+from otcclip.transport.solve import Backend, all_costs, check_operands, pair_costs, settings
 
-# Iterations behind the bound: after 3 of them 1.5 of 100,000 candidates are left (TRANSPORT section 3).
+# Iterations behind the dual bound: after 3 of them 1.5 of 100,000 candidates are left (TRANSPORT section 3).
 BOUND_ITERATIONS = 3
-# Pool sets solved first for each query, by pooled cosine, so that the first bound already has a rival to
-# beat.
-_SEEDS = 4
+# Pool sets solved first for each query, by pooled cosine, so that the bounds already have a rival to beat.
+SEEDS = 4
+# Pool sets gathered at a time for the first solves.
+SEEDED = 4096
+# Pool sets in a stretch of the sweep, and queries served by one pass over the pool.
+STRETCH = 8192
+QUERIES = 256
+# Pool sets whose transport is bounded at a time, and the share of a block's pairs from which the whole block is.
+BLOCK = 512
+DENSE = 0.3
 # Room for float32 rounding between a bound and a value.
 _SLACK = 1e-5
-# Pool sets and queries a step of the pooled screen.
-_SCREEN_SETS = 4096
-_SCREEN_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Nearest:
     Attributes:
         index: positions in the pool.
         value: OT_ε, the dual value at the full iteration count, in units of cost.
-        certified: True where the answer is that of brute force over the whole pool.
+        certified: True where the answer is known to be that of brute force over the whole pool.
         solved: how many pool sets were solved to the full count.
     """
 
@@ -63,19 +68,22 @@ def nearest(
     screen: Literal["exact"] | int = "exact",
     pooled_queries: Float[Tensor, "n e"] | None = None,
     pooled_pool: Float[Tensor, "m e"] | None = None,
+    summary: Summary | None = None,
+    backend: Backend = "auto",
     validate: bool = True,
 ) -> Nearest:
     """The k pool sets nearest to each query by OT_ε.
 
     Args:
-        queries, pool: `n` and `m` sets of unit vectors of one dimension.
+        queries, pool: `n` and `m` sets of unit vectors of one dimension. The pool may be on disk (`storage.load`).
         k: how many, at most `m`.
-        epsilon, iterations: as in `pair_costs`.
-        screen: `"exact"` ranks the whole pool, pruned by dual bounds; an integer K >= k ranks only the K pool
-            sets of highest pooled cosine, and is certified only where K covers the pool.
+        epsilon, iterations, backend: as in `pair_costs`.
+        screen: `"exact"` ranks the whole pool, pruned by bounds; an integer K >= k solves only the K pool sets of
+            highest pooled cosine, and certifies the queries for which the pooled bound rules out the rest.
         pooled_queries, pooled_pool: unit pooled vectors for the screen (and, when exact, for the order of
             work); the normalised mean of each set if not given. Both or neither.
-        validate: check that all vectors are finite and of unit norm.
+        summary: `Summary.of(pool)`, to make it once for many calls; in bfloat16 for large pools.
+        validate: check that all vectors are finite and of unit norm, one pass over the pool.
 
     Raises:
         ValueError: an argument is out of range or does not fit another; the message names it.
@@ -86,89 +94,145 @@ def nearest(
         raise ValueError(f"k: expected an integer from 1 to the pool's {len(pool)} sets, got {k!r}")
     if screen != "exact" and (not isinstance(screen, int) or screen < k):
         raise ValueError(f"screen: expected 'exact' or an integer >= k = {k}, got {screen!r}")
+    if summary is not None and (len(summary) != len(pool) or summary.direction.shape[1] != pool.dim):
+        shape = list(summary.direction.shape)
+        raise ValueError(f"summary: expected one of the pool's [{len(pool)}, {pool.dim}], got {shape}")
     _check_pooled(queries, pool, pooled_queries, pooled_pool)
-    queries, pool = promote(queries, pool)
-    search = _Search(queries, pool, k, epsilon, iterations)
+    width = min(len(pool), max(k, SEEDS) if screen == "exact" else screen)
+    parts: list[Nearest] = []
     with full_precision(queries.values):
-        width = min(len(pool), max(k, _SEEDS) if screen == "exact" else screen)
-        search.solve_seeds(_screen(queries, pool, width, pooled_queries, pooled_pool))
-        if screen == "exact":
-            search.sweep()
-    certified = torch.full_like(search.solved, screen == "exact" or width >= len(pool), dtype=torch.bool)
-    return Nearest(search.index, search.value, certified, search.solved)
+        for start in range(0, len(queries), QUERIES):
+            stop = min(start + QUERIES, len(queries))
+            pooled = None if pooled_queries is None else pooled_queries[start:stop]
+            search = _Search(queries.stretch(start, stop), pool, summary, k, epsilon, iterations, backend)
+            search.solve_seeds(_screen(search, pooled, pooled_pool, width))
+            certified = search.sweep(only_certify=screen != "exact")
+            parts.append(Nearest(search.index, search.value, certified, search.solved))
+    return Nearest(*(torch.cat([getattr(part, name) for part in parts]) for name in Nearest.__dataclass_fields__))
+
+
+class _Options(TypedDict):
+    epsilon: float
+    iterations: int
+    backend: Backend
+    validate: bool
 
 
 class _Search:
     """The k best so far of each query, by value and then by position, and the tiers that improve them."""
 
-    def __init__(self, queries: FeatureSets, pool: FeatureSets, k: int, epsilon: float, iterations: int) -> None:
-        self.queries, self.pool, self.epsilon, self.iterations = queries, pool, epsilon, iterations
+    def __init__(
+        self,
+        queries: FeatureSets,
+        pool: FeatureSets,
+        summary: Summary | None,
+        k: int,
+        epsilon: float,
+        iterations: int,
+        backend: Backend,
+    ) -> None:
+        self.queries, self.pool, self.summary, self.epsilon = queries, pool, summary, epsilon
+        self.iterations, self.backend = iterations, backend
+        self.means = Summary.of(queries)
         n, device = len(queries), queries.values.device
-        self.value = queries.values.new_full((n, k), torch.inf)
+        dtype = torch.float64 if torch.float64 in (queries.values.dtype, pool.values.dtype) else torch.float32
+        self.value = torch.full((n, k), torch.inf, dtype=dtype, device=device)
         self.index = torch.full((n, k), len(pool), device=device)
         self.solved = torch.zeros(n, dtype=torch.int64, device=device)
-        self.seeds: Tensor | None = None
+        self.seeds = torch.empty(n, 0, dtype=torch.int64, device=device)
+
+    def summarised(self, start: int, stop: int) -> Summary:
+        """A stretch of the pool's summary: the caller's, or made now and dropped."""
+        return self.summary.stretch(start, stop) if self.summary else Summary.of(self.pool.stretch(start, stop))
 
     def solve_seeds(self, candidates: Tensor) -> None:
         """Solve `candidates [n, c]`, distinct pool positions of each query."""
         self.seeds = candidates
-        c = candidates.shape[1]
-        step = max(1, tiles.TILE_SCORES // c)
+        step = max(1, SEEDED // candidates.shape[1])
         for start in range(0, len(candidates), step):
             part = candidates[start : start + step]
-            query = torch.arange(start, start + len(part), device=part.device).repeat_interleave(c)
-            self.offer(query, part.flatten())
+            query = torch.arange(start, start + len(part), device=part.device).repeat_interleave(part.shape[1])
+            position, local = part.unique(return_inverse=True)
+            self.offer(query, local.flatten(), self.pool.take(position), position)
 
-    def sweep(self) -> None:
-        """Bound every pair, tile by tile, and solve those whose bound does not rule them out."""
+    def sweep(self, only_certify: bool) -> Tensor:
+        """Solve every pair that the bounds do not rule out; or only say for which queries there is none."""
+        certified = torch.ones(len(self.queries), dtype=torch.bool, device=self.value.device)
+        if self.seeds.shape[1] >= len(self.pool):
+            return certified
+        for start in range(0, len(self.pool), STRETCH):
+            stop = min(start + STRETCH, len(self.pool))
+            query, candidate = self._rivals(start, self.summarised(start, stop))
+            if only_certify:
+                certified[query] = False
+            elif len(query):
+                self._bound(query, candidate, start, stop)
+        return certified
+
+    def _rivals(self, start: int, some: Summary) -> tuple[Tensor, Tensor]:
+        """Pairs (query, pool position) of a stretch that the pooled bound does not rule out, seeds aside."""
+        target = self.value[:, -1] + _SLACK
+        reach = some.reach(self.epsilon)
+        cosine = self._cosine(some)
+        needed = cosine_needed(self.means, some, reach, target.float())
+        query, column = (cosine >= needed[:, None].to(cosine.dtype)).nonzero(as_tuple=True)
+        similar = (cosine[query, column].float() + some.slack) * self.means.length[query] * some.length[column]
+        bound = 1 - reach[column] - similar
+        keep = bound <= target[query]
+        query, column = query[keep], column[keep]
+        fresh = ~(self.seeds[query] == (column + start)[:, None]).any(1)
+        return query[fresh], column[fresh] + start
+
+    def _cosine(self, some: Summary) -> Tensor:
+        return self.means.direction.to(some.direction.dtype) @ some.direction.T
+
+    def _bound(self, query: Tensor, candidate: Tensor, start: int, stop: int) -> None:
+        """The dual bound, a block of the pool at a time, and the solve of what it leaves."""
         first = min(BOUND_ITERATIONS, self.iterations)
-        problem = Problem(self.queries, self.pool, self.queries.shares(), self.pool.shares(), None)
-        for strip in tiles.strips(problem):
-            x_kpd = self.queries.values[strip.x.rows]
-            for block in strip.ys:
-                a, b = strip.weights(block)
-                s = tiles.as_batch(tiles.scores(x_kpd, self.pool.values[block.rows], False, None))
-                found = sinkhorn.solve(s, a, b, self.epsilon, first)
-                bound = sinkhorn.dual_value(found, a, b).view(len(strip.x.sets), len(block.sets))
-                self._solve_contenders(strip.x.sets, block.sets, bound)
+        how = _Options(epsilon=self.epsilon, iterations=first, backend=self.backend, validate=False)
+        order = candidate.argsort(stable=True)
+        query, candidate = query[order], candidate[order]
+        for low in range(start, stop, BLOCK):
+            high = min(low + BLOCK, stop)
+            inside = slice(*torch.searchsorted(candidate, torch.tensor([low, high], device=candidate.device)).tolist())
+            i, j = query[inside], candidate[inside] - low
+            if not len(i):
+                continue
+            some = self.pool.stretch(low, high)
+            if len(i) >= DENSE * len(self.queries) * len(some):
+                bound = all_costs(self.queries, some, **how).value[i, j]
+            else:
+                bound = pair_costs(self.queries, some, pairs=(i, j), **how).value
+            self._solve_contenders(i, j, bound, some, torch.arange(low, high, device=i.device))
 
-    def _solve_contenders(self, query: Tensor, candidate: Tensor, bound: Tensor) -> None:
-        """The best few by bound first: they lower the value to beat for the rest of the tile."""
-        contend = bound <= self.value[query, -1:] + _SLACK
-        assert self.seeds is not None
-        contend &= ~(self.seeds[query][:, None] == candidate[:, None]).any(2)
-        if not bool(contend.any()):
-            return
-        k = min(self.value.shape[1], bound.shape[1])
-        best = bound.masked_fill(~contend, torch.inf).topk(k, largest=False).indices
-        first = torch.zeros_like(contend).scatter_(1, best, True) & contend
-        self._offer_where(query, candidate, first)
-        rest = contend & ~first & (bound <= self.value[query, -1:] + _SLACK)
-        self._offer_where(query, candidate, rest)
+    def _solve_contenders(
+        self, query: Tensor, local: Tensor, bound: Tensor, some: FeatureSets, position: Tensor
+    ) -> None:
+        """Each query's best by bound first: it lowers the value to beat for the rest of the block."""
+        best = torch.full((len(self.queries),), torch.inf, dtype=bound.dtype, device=bound.device)
+        best = best.scatter_reduce(0, query, bound, "amin")
+        first = bound <= best[query]
+        for chosen in (first, ~first):
+            chosen = chosen & (bound <= self.value[query, -1] + _SLACK)
+            if bool(chosen.any()):
+                self.offer(query[chosen], local[chosen], some, position)
 
-    def _offer_where(self, query: Tensor, candidate: Tensor, chosen: Tensor) -> None:
-        i, j = chosen.nonzero(as_tuple=True)
-        if len(i):
-            self.offer(query[i], candidate[j])
+    def offer(self, query: Tensor, candidate: Tensor, sets: FeatureSets, position: Tensor) -> None:
+        """Solve pairs `(query, candidate)` `[c]` to the full count and keep what is best.
 
-    def offer(self, query: Tensor, candidate: Tensor) -> None:
-        """Solve pairs `(query, candidate)` `[c]` to the full count and keep what is best."""
+        `candidate` points into `sets`, whose places in the pool are `position`.
+        """
         query, order = query.sort(stable=True)
         candidate = candidate[order]
-        costs = pair_costs(
-            self.queries.take(query),
-            self.pool.take(candidate),
-            epsilon=self.epsilon,
-            iterations=self.iterations,
-            validate=False,
-        ).value
+        how = _Options(epsilon=self.epsilon, iterations=self.iterations, backend=self.backend, validate=False)
+        costs = pair_costs(self.queries, sets, pairs=(query, candidate), **how).value
         touched, row = torch.unique(query, return_inverse=True)
         count = torch.bincount(row)
         self.solved[touched] += count
         column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         shape = (len(touched), int(count.max()))
         value = costs.new_full(shape, torch.inf).index_put((row, column), costs)
-        index = torch.full(shape, len(self.pool), device=row.device).index_put((row, column), candidate)
+        index = torch.full(shape, len(self.pool), device=row.device).index_put((row, column), position[candidate])
         value = torch.cat([self.value[touched], value], 1)
         index = torch.cat([self.index[touched], index], 1)
         # Position first, then a stable sort by value: equal values go to the lower position.
@@ -200,35 +264,35 @@ def _check_pooled(
         raise ValueError(f"pooled_pool: expected dim {dims}")
 
 
-def _screen(
-    queries: FeatureSets,
-    pool: FeatureSets,
-    width: int,
-    pooled_queries: Tensor | None,
-    pooled_pool: Tensor | None,
-) -> Tensor:
+def _screen(search: _Search, pooled_queries: Tensor | None, pooled_pool: Tensor | None, width: int) -> Tensor:
     """The `width` pool sets of highest pooled cosine for each query, `[n, width]`."""
-    best: list[Tensor] = []
-    for start in range(0, len(queries), _SCREEN_QUERIES):
-        stop = min(start + _SCREEN_QUERIES, len(queries))
-        q = _pooled(queries, pooled_queries, start, stop)
-        score, index = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device)
-        for first, vectors in _pool_chunks(pool, pooled_pool):
-            score = torch.cat([score, q @ vectors.to(q).T], 1)
-            fresh = torch.arange(first, first + len(vectors), device=q.device).expand(len(q), -1)
-            index = torch.cat([index, fresh], 1)
-            score, order = score.topk(min(width, score.shape[1]), dim=1)
-            index = index.gather(1, order)
-        best.append(index)
-    return torch.cat(best)
+    n, m, device = len(search.queries), len(search.pool), search.value.device
+    score = torch.full((n, 0), -torch.inf, device=device)
+    index = torch.empty(n, 0, dtype=torch.int64, device=device)
+    for start in range(0, m, STRETCH):
+        stop = min(start + STRETCH, m)
+        if pooled_queries is not None and pooled_pool is not None:
+            fresh = pooled_queries.float() @ pooled_pool[start:stop].float().T
+        else:
+            fresh = search._cosine(search.summarised(start, stop))
+        score, index = _merge(score, index, fresh, start, width)
+    return index
 
 
-def _pool_chunks(pool: FeatureSets, pooled: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(pool), _SCREEN_SETS):
-        yield start, _pooled(pool, pooled, start, min(start + _SCREEN_SETS, len(pool)))
-
-
-def _pooled(sets: FeatureSets, pooled: Tensor | None, start: int, stop: int) -> Tensor:
-    if pooled is not None:
-        return pooled[start:stop].to(sets.values)
-    return sets.take(torch.arange(start, stop)).pooled()
+def _merge(score: Tensor, index: Tensor, fresh: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` best of what was kept and a fresh stretch `[n, s]`; after the first few stretches nearly none."""
+    if score.shape[1] < width:
+        position = torch.arange(start, start + fresh.shape[1], device=fresh.device).expand(len(fresh), -1)
+        score, index = torch.cat([score, fresh.float()], 1), torch.cat([index, position], 1)
+    else:
+        row, column = (fresh > score[:, -1:].to(fresh.dtype)).nonzero(as_tuple=True)
+        if not len(row):
+            return score, index
+        count = torch.bincount(row, minlength=len(fresh))
+        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        extra = score.new_full((len(fresh), int(count.max())), -torch.inf)
+        where = index.new_zeros(extra.shape)
+        score = torch.cat([score, extra.index_put((row, place), fresh[row, column].float())], 1)
+        index = torch.cat([index, where.index_put((row, place), column + start)], 1)
+    score, order = score.topk(min(width, score.shape[1]), dim=1)
+    return score, index.gather(1, order)

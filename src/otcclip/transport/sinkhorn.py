@@ -168,8 +168,11 @@ class _Capped:
 
     def error(self) -> Tensor:
         plan = (self.exponent + (self.f + self.level[:, None])[:, :, None] + self.g[:, None]).exp()
-        over_rows, over_columns = plan.sum(2) - self.a, plan.sum(1) - self.b
-        return over_rows.clamp(min=0).sum(1) + over_columns.clamp(min=0).sum(1)
+        rows, columns = plan.sum(2) - self.a, plan.sum(1) - self.b
+        # Where the potential is 0 less than the share may be sent; where it is not, exactly the share.
+        rows = torch.where(self.f < 0, rows.abs(), rows.clamp(min=0))
+        columns = torch.where(self.g < 0, columns.abs(), columns.clamp(min=0))
+        return rows.sum(1) + columns.sum(1)
 
     def keep(self, index: Tensor) -> None:
         for name in ("a", "b", "exponent", "f", "g", "level"):

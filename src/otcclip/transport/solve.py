@@ -40,8 +40,8 @@ CONVERGED = 1e-3
 class PairCosts:
     """Costs of `n` pairs.
 
-    `marginal_error` is the L1 error of the plan's row sums, its column sums being exact; in partial transport the
-    mass that rows and columns send beyond their share, the total being exact.
+    `marginal_error` is the L1 error of the plan's row sums, its column sums being exact; in partial transport what
+    rows and columns send beyond their share, or short of it where they are held to it, the total being exact.
     """
 
     value: Float[Tensor, " n"]
