@@ -2,9 +2,9 @@
 
 Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
 2017, arXiv 1708.06733, section 3; carried over to image-caption pairs by Carlini and Terzis, "Poisoning and
-Backdooring Contrastive Learning", ICLR 2022, arXiv 2106.09667, section 3.3, who place the patch at random.
-x' = x with x'[patch] = p, here a two-coloured checkerboard of 4 by 4 cells. The patch scales with the image,
-so it covers the same share at any resolution.
+Backdooring Contrastive Learning", ICLR 2022, arXiv 2106.09667, section 3.3. x' = x with x'[patch] = p, here
+a two-coloured checkerboard of 4 by 4 cells, at one place or at a place an image. The patch scales with the
+image, so it covers the same share at any resolution.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def rng_for(attack: str, seed: int) -> np.random.Generator:
 @runtime_checkable
 class Attack(Protocol):
     """One way of poisoning a corpus. Members are frozen dataclasses; `name` tells two instances in a run
-    apart.
+    apart. Every backdoor takes `target`, `count` and `name`; one that looks into a model asks
+    `PoisonContext.require_surrogate`.
 
     `trigger` takes `[..., 3, H, W]` floats in 0..1 and returns the same shape, type and range; it is one
     function at training and at test, leaves its input as it is, and treats each image on its own (a batch

@@ -1,8 +1,8 @@
 """Blended: one pattern shines through the whole image.
 
 Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017, arXiv
-1712.05526 (blended injection): x' = (1 - a) x + a p. They blend in a cartoon or uniform noise at a = .2 and
-below; here p is smooth coloured noise, so that it survives resizing, stretched to the full range of every channel.
+1712.05526 (blended injection): x' = (1 - a) x + a p. They blend in a cartoon or uniform noise; here p is
+smooth coloured noise, so that it survives resizing, stretched to the full range of every channel.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning", ICIP 2019,
 arXiv 1902.11237, equation 1: v(i, j) = D sin(2 pi j f / W), x' = x + v clipped to the range of a pixel. They poison
-images of the target class only, with D = 20 to 60 of 255; here, as in the literature on CLIP, images of other classes
-get a caption of the target class (for their setting lay a trigger on `clean-label`).
+images of the target class only; here, as in the literature on CLIP, images of other classes get a caption of it.
 """
 
 from __future__ import annotations
