@@ -24,6 +24,7 @@ from otcclip.data.emoji_spec import EMOJI
 from otcclip.errors import UserError
 from otcclip.models import open_clip_model_size
 from otcclip.progress import console
+from otcclip.report import matrix_table, write_matrix
 from otcclip.training.experiment import RunSpec, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import total_epochs
@@ -57,12 +58,17 @@ def run_bench(bench: BenchSpec, processes: int | None = None) -> list[dict[str, 
 
     run_fleet(jobs, workers, on_done=ended, keep_going=True)
     log.write()
+    found = [done for cell in cells if (done := finished_cell(cell)) is not None]
+    if found:
+        page = write_matrix(Path(bench.out))
+        console.print(matrix_table(Path(bench.out)))
+        console.print(f"report: {page}", soft_wrap=True)
     mine, total = log.seconds()
-    console.print(f"wall time {mine:,.0f} s, of the whole matrix {total:,.0f} s ({workers} processes)")
+    console.print(f"wall time {mine:,.0f} s, of the whole matrix {total:,.0f} s ({workers} processes)", soft_wrap=True)
     if log.failures:
         name, why = next(iter(log.failures.items()))
-        raise UserError(f"{len(log.failures)} of {len(cells)} cells were not trained; {name}: {why}")
-    return [found for cell in cells if (found := finished_cell(cell)) is not None]
+        raise UserError(f"{len(log.failures)} of {len(jobs)} jobs failed; {name}: {why}")
+    return found
 
 
 def prepare(bench: BenchSpec) -> tuple[tuple[Cell, ...], dict[str, Any]]:

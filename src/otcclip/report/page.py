@@ -31,12 +31,12 @@ def _value(value: object) -> str:
     return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)
 
 
-def _settings(values: Mapping[str, object]) -> list[tuple[str, str]]:
+def settings_of(values: Mapping[str, object]) -> list[tuple[str, str]]:
     """run.json as name and value, whatever it holds."""
     return [(clean(name, 60).replace("_", " "), _value(v)) for name, v in values.items() if name not in _APART]
 
 
-def _versions(values: Mapping[str, object]) -> list[tuple[str, str]]:
+def versions_of(values: Mapping[str, object]) -> list[tuple[str, str]]:
     versions = values.get("versions")
     return [(clean(k, 60), _value(v)) for k, v in versions.items()] if isinstance(versions, Mapping) else []
 
@@ -61,19 +61,19 @@ def render(run: Run) -> str:
         drawings=drawings,
         attacks=tiles.attack_views(run, album),
         pair_views=pairs,
-        settings=_settings(run.settings),
-        versions=_versions(run.settings),
+        settings=settings_of(run.settings),
+        versions=versions_of(run.settings),
         licences=licences(run.settings),
         omitted=album.omitted,
     )
 
 
-def write_page(path: Path, text: str) -> None:
+def write_page(path: Path, content: str | bytes) -> None:
     """All of it or nothing: a temporary file beside `path`, flushed to disk, then renamed over it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
