@@ -18,7 +18,7 @@ from otcclip.transport.tiles import Block, Strip, as_batch, scores, strips
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """Potentials over ε, with the marginals' logarithms folded in: P = exp(S/ε + rows + columns)."""
 
     rows: Tensor
@@ -26,9 +26,9 @@ class _Tile:
 
 
 @dataclass(frozen=True)
-class _Saved:
+class Saved:
     strips: Sequence[Strip]
-    tiles: Sequence[Sequence[_Tile]]
+    tiles: Sequence[Sequence[Tile]]
 
 
 def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> Solved:
@@ -36,9 +36,9 @@ def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> 
     value, error = x.new_empty(problem.shape), x.new_empty(problem.shape)
     iterations = torch.empty(problem.shape, dtype=torch.int64, device=x.device)
     kept: list[Strip] = []
-    saved: list[list[_Tile]] = []
+    saved: list[list[Tile]] = []
     for strip in strips(problem):
-        tiles: list[_Tile] = []
+        tiles: list[Tile] = []
         x_kpd = x[strip.x.rows]
         for block in strip.ys:
             a, b = strip.weights(block)
@@ -52,15 +52,15 @@ def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> 
             _place(error, found.error, strip, block)
             _place(iterations, found.iterations, strip, block)
             if keep:
-                tiles.append(_Tile((found.f - 1) / how.epsilon + a.log(), found.g / how.epsilon + b.log()))
+                tiles.append(Tile((found.f - 1) / how.epsilon + a.log(), found.g / how.epsilon + b.log()))
         if keep:
             kept.append(strip)
             saved.append(tiles)
-    return Solved(value, iterations, error, _Saved(kept, saved))
+    return Solved(value, iterations, error, Saved(kept, saved))
 
 
 def pull(
-    x: Tensor, y: Tensor, problem: Problem, how: Settings, saved: _Saved, grad: Tensor, need: tuple[bool, bool]
+    x: Tensor, y: Tensor, problem: Problem, how: Settings, saved: Saved, grad: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `Backend.pull`."""
     grad_x, grad_y = (torch.zeros_like(v) if needed else None for v, needed in zip((x, y), need, strict=True))
@@ -88,7 +88,7 @@ def _place(out: Tensor, value: Tensor, strip: Strip, y: Block) -> None:
         out[strip.x.sets[:, None], y.sets] = value.view(len(strip.x.sets), len(y.sets))
 
 
-def _pull(x: Tensor, y: Tensor, strip: Strip, block: Block, tile: _Tile, grad: Tensor, how: Settings) -> Tensor:
+def _pull(x: Tensor, y: Tensor, strip: Strip, block: Block, tile: Tile, grad: Tensor, how: Settings) -> Tensor:
     """−(upstream gradient)·dV/dC, since C = 1 − S: `[k, p, t]` if paired, else one matrix `[k·p, j·t]`."""
     s = scores(x, y, strip.paired, how.gemm_dtype)
     if how.sharp:
