@@ -24,7 +24,9 @@ from otcclip.defenses.base import (
     training_pairs,
 )
 from otcclip.errors import UserError
+from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.neighbours import neighbour_evidence
+from otcclip.evidence.trust import believed
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.models.two_tower import Features
 from otcclip.transport import FeatureSets
@@ -78,7 +80,13 @@ def test_training_starts_on_what_evidence_bears_out(corpus: Corpus, model: TwoTo
     trusted = decided.action == KEEP
     assert not trusted[corpus.false].any() and not (decided.action == REPAIR).any()
     assert trusted.sum() > 30
-    assert trusted.tolist() == (decided.suspicion <= defense.alpha).tolist()
+    believed_ones = believed(
+        torch.from_numpy(decided.suspicion),
+        corpus.pairs.caption_of,
+        torch.from_numpy(caption_agreement(corpus.pairs.tokens)),
+        defense.alpha,
+    )
+    assert trusted.tolist() == believed_ones.tolist()
     honest = np.setdiff1d(np.arange(256), corpus.false)
     assert np.median(decided.suspicion[corpus.false]) > 5 * np.median(decided.suspicion[honest])
     # As many visits as pairs, spread evenly over those trusted.
@@ -89,7 +97,7 @@ def test_training_starts_on_what_evidence_bears_out(corpus: Corpus, model: TwoTo
 
 def test_fewer_trusted_at_a_stricter_level(corpus: Corpus, model: TwoTower) -> None:
     kept = []
-    for alpha in (0.01, 0.03, 0.5):
+    for alpha in (0.02, 0.1, 0.8):
         defense = OTCClip(alpha=alpha)
         ask(defense, 0, model, corpus.pairs)
         kept.append(int((defense.decisions(corpus.pairs).action == KEEP).sum()))
@@ -114,9 +122,9 @@ def test_a_claim_made_three_times_is_three_tries(make_store: Make, model: TwoTow
 
 
 def test_nothing_to_trust_is_one_line(make_store: Make, model: TwoTower) -> None:
-    """With eight captions no share is below 1/8."""
+    """With eight captions no share is below 1/16."""
     pairs = training_pairs(make_store(32, 8), model)
-    with pytest.raises(UserError, match=r"bear out only 0 of 32 pairs at alpha 0\.02"):
+    with pytest.raises(UserError, match=r"bear out only 0 of 32 pairs at alpha 0\.05"):
         ask(OTCClip(), 0, model, pairs)
 
 
@@ -144,8 +152,8 @@ class Oracle:
         )
         self.row = {image.numpy().tobytes(): i for i, image in enumerate(pairs.images)}
 
-    def encode_images(self, _: object, given: Tensor, view: object = None) -> Features:
-        pooled = self.image[[self.row[image.numpy().tobytes()] for image in given]]
+    def encode_images(self, _: object, given: Tensor, view: object = None, *, rows: Tensor) -> Features:
+        pooled = self.image[[self.row[image.numpy().tobytes()] for image in given[rows]]]
         return Features(pooled, FeatureSets.from_dense(pooled[:, None]))
 
     def encode_captions(self, _: object, tokens: Tensor) -> Features:

@@ -5,9 +5,11 @@ After *Pre-training CLIP against Data Poisoning with Optimal Transport-based Mat
 docs/decisions.md says where it departs from the paper and from METHOD section 2.
 
 1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of
-   twelve views: a p-value. Pairs at or below ALPHA are trusted.
+   thirteen views: a p-value. Those are believed that leave an expected share of ALPHA wrong pairs under every caption
+   (`believed`: a claim made by many is not let in by a few lucky ones), and of those no more under one claim than is
+   usual (`in_measure`).
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
-   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) reach ALPHA.
+   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed.
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
    over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
    in sight.
@@ -41,6 +43,7 @@ from otcclip.errors import UserError
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.matching import rank_captions
 from otcclip.evidence.neighbours import combined_p, neighbour_evidence, support
+from otcclip.evidence.trust import believed, by_diversity, in_measure
 from otcclip.evidence.views import JUDGING_VIEWS
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import Features, TwoTower
@@ -52,7 +55,7 @@ class OTCClip:
     """`--defense otcclip`.
 
     Args:
-        alpha: level of every decision: the expected share of wrong pairs that it lets in, at most.
+        alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         first_refresh, refresh: the model is asked first after so many training epochs, then every so many.
         grow: whether pairs may enter after the start. repair: whether images may learn under a matched caption.
         unlikely: p-value from which an own caption counts as random. confident: the model's softmax share for a match.
@@ -65,7 +68,7 @@ class OTCClip:
 
     def __init__(
         self,
-        alpha: float = 0.02,
+        alpha: float = 0.05,
         confident: float = 0.5,
         unlikely: float = 0.2,
         first_refresh: int = 4,
@@ -83,7 +86,8 @@ class OTCClip:
         self.warmup_epochs = warmup_epochs
         self._warming_up = False
         self._own: Tensor | None = None
-        self._votes = self._copies = torch.empty(0)
+        self._agreement: Tensor | None = None
+        self._votes = self._copies = self._place = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -110,7 +114,8 @@ class OTCClip:
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
         self._own, self._votes, self._copies = evidence.own, evidence.votes, evidence.copies
         self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
-        trusted = self._suspicion <= self.alpha
+        self._place = by_diversity(evidence.vectors, pairs.caption_of, self._suspicion)
+        trusted = self._trusted(pairs)
         if int(trusted.sum()) < MIN_TRUSTED:
             raise UserError(
                 f"otcclip: look-alikes bear out only {int(trusted.sum())} of {len(pairs)} pairs at alpha {self.alpha}; "
@@ -118,6 +123,18 @@ class OTCClip:
             )
         self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
         self._caption = pairs.caption_of.clone()
+
+    def _trusted(self, pairs: TrainingPairs) -> Tensor:
+        """Who is believed, and within the measure of its claim."""
+        agreement = self._agreement_of(pairs)
+        candidates = believed(self._suspicion, pairs.caption_of, agreement, self.alpha)
+        return in_measure(candidates, self._place, self._suspicion, pairs.caption_of, agreement)
+
+    def _agreement_of(self, pairs: TrainingPairs) -> Tensor:
+        """How alike the captions are; follows from the pairs, so it is made anew after a resume."""
+        if self._agreement is None:
+            self._agreement = torch.from_numpy(caption_agreement(pairs.tokens))
+        return self._agreement
 
     @torch.no_grad()
     def _ask_the_model(self, model: TwoTower, pairs: TrainingPairs) -> None:
@@ -138,13 +155,13 @@ class OTCClip:
         share = torch.exp(log_share / len(JUDGING_VIEWS))
         confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
         p = (combined_p(self._own[outside], share) * self._copies[outside]).clamp(max=1.0)
-        enters = (p <= self.alpha) if self.grow else torch.zeros(len(outside), dtype=torch.bool)
-        agreement = torch.from_numpy(caption_agreement(pairs.tokens))
+        agreement = self._agreement_of(pairs)
+        self._suspicion[outside] = p.float()  # pairs in force keep the p-value that they entered with
+        enters = self._trusted(pairs)[outside] & self.grow
         seconded = (
             support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
         )
         repaired = (p >= self.unlikely) & (confidence >= self.confident) & seconded & self.repair
-        self._suspicion[outside] = p.float()
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
 
@@ -180,7 +197,8 @@ class OTCClip:
         if self._own is None:
             return {}
         return {
-            name: getattr(self, f"_{name}") for name in ("own", "copies", "votes", "action", "caption", "suspicion")
+            name: getattr(self, f"_{name}")
+            for name in ("own", "copies", "votes", "place", "action", "caption", "suspicion")
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

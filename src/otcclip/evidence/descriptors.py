@@ -36,7 +36,7 @@ class View:
 
 
 def views() -> tuple[View, ...]:
-    """The whole image; nine windows of half the side removed in turn; the low band alone; the high band alone."""
+    """The whole image; nine windows of half the side removed in turn; the low, the high and the finest band alone."""
     whole = torch.ones(GRID, GRID)
     out = [View("whole", "all", whole)]
     half, step = GRID // 2, GRID // 4
@@ -45,7 +45,7 @@ def views() -> tuple[View, ...]:
             mask = whole.clone()
             mask[top : top + half, left : left + half] = 0
             out.append(View(f"without {top},{left}", "all", mask))
-    return (*out, View("low band", "low", whole), View("high band", "high", whole))
+    return (*out, *(View(f"{band} band", band, whole) for band in ("low", "high", "fine")))
 
 
 def descriptors(
@@ -69,7 +69,9 @@ def _band(x: Tensor, band: str) -> Tensor:
     side = x.shape[-1]
     if band == "low":
         return _blur(x, side * 5 / 64)
-    return (0.7 * (x - _blur(x, side / 8)) + 0.5).clamp(0, 1)
+    if band == "high":
+        return (0.7 * (x - _blur(x, side / 8)) + 0.5).clamp(0, 1)
+    return (x - _blur(x, side / 32) + 0.5).clamp(0, 1)  # outlines: what a smooth pattern laid over the image leaves
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:

@@ -43,12 +43,14 @@ class Evidence:
         copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images, one caption.
         votes: `[n, k]` int64, look-alikes of the whole image, nearest first, near-duplicates left out.
         by_view: `[v, n]`, `own` in each view.
+        vectors: `[n, d]` bfloat16, the whole images' descriptors.
     """
 
     own: Tensor
     copies: Tensor
     votes: Tensor
     by_view: Tensor
+    vectors: Tensor
 
 
 def neighbour_evidence(
@@ -65,16 +67,16 @@ def neighbour_evidence(
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
     twins: list[tuple[Tensor, Tensor]] | None = None
-    ranks, votes = [], None
+    ranks, votes, whole = [], None, None
     for _, vectors in descriptors(images, views()):
         twins = near_duplicates(vectors) if twins is None else twins
         similarity, index = _look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
-        votes = index if votes is None else votes
-    assert votes is not None and twins is not None
+        votes, whole = (index, vectors) if votes is None else (votes, whole)
+    assert votes is not None and twins is not None and whole is not None
     by_view = torch.stack(ranks)
-    return Evidence(by_view.amax(dim=0), _same_claim(twins, caption_of), votes, by_view)
+    return Evidence(by_view.amax(dim=0), _same_claim(twins, caption_of), votes, by_view, whole)
 
 
 def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:

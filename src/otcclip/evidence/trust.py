@@ -1,4 +1,6 @@
-"""Which claims to believe: the false discovery rate, held under every caption for itself.
+"""Which claims to believe, and how much any one of them may weigh.
+
+**The false discovery rate, held under every caption for itself** (`believed`).
 
 A p-value says how often a *wrong* pair would look this good. Believing all p <= alpha lets in a share alpha of the
 wrong pairs, and so more of them the more there are: of 460 pairs that argue for one class nine would pass at .02, and a
@@ -13,6 +15,12 @@ that does. With equal captions alone this is the procedure of Benjamini and Hoch
 Rate", 1995) in each caption's own family, as Efron ("Simultaneous inference: when should hypothesis testing problems
 be combined?", 2008) advises for families that differ. a is the agreement of captions (`evidence.captions`), squared so
 that a family is those who say nearly the same: paraphrases of one claim count as one claim.
+
+**No claim weighs more than claims usually do** (`in_measure`). Where a trigger fills the image, poisoned images are each
+other's look-alikes and no vote helps. But an attack needs a *number* of pairs, so neither a caption nor its family may
+hold more pairs than the largest that is still usual in the corpus (a quantile over captions, which an enemy moves only
+by writing as many captions), and those that differ most in looks go first. Balancing of this kind is known to help a
+clean corpus too (Xu et al., "Demystifying CLIP Data", ICLR 2024).
 """
 
 from __future__ import annotations
@@ -21,6 +29,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
+USUAL = 0.95  # quantile of family sizes over captions that still counts as usual
 
 
 def believed(p: Tensor, caption_of: Tensor, agreement: Tensor, alpha: float) -> Tensor:
@@ -32,8 +41,7 @@ def believed(p: Tensor, caption_of: Tensor, agreement: Tensor, alpha: float) -> 
     Returns:
         `[n]` bool. Who is believed at `alpha` is believed at any larger one.
     """
-    weight = agreement.square()
-    weight.fill_diagonal_(1.0)  # a caption without a real token agrees with itself all the same
+    weight = _family(agreement)
     family = weight @ torch.bincount(caption_of, minlength=len(agreement)).to(weight)
     found = torch.zeros(len(agreement), 1)
     threshold = torch.full((len(agreement),), -1.0)
@@ -45,3 +53,65 @@ def believed(p: Tensor, caption_of: Tensor, agreement: Tensor, alpha: float) -> 
         threshold = torch.maximum(threshold, best)
         found = counts[:, -1:]
     return p <= threshold[caption_of]
+
+
+def by_diversity(vectors: Tensor, caption_of: Tensor, p: Tensor) -> Tensor:
+    """Place of each pair in a farthest-first walk through the images under its caption.
+
+    The walk starts at the pair with the smallest p and goes on, each time, to the image least like its most alike among
+    those visited (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985).
+
+    Args:
+        vectors: `[n, d]` unit. caption_of: `[n]` int64. p: `[n]`.
+
+    Returns:
+        `[n]` int64, 0 for the first under each caption.
+    """
+    place = torch.zeros(len(p), dtype=torch.int64)
+    for rows in caption_of.argsort(stable=True).split(torch.bincount(caption_of).tolist()):
+        if len(rows) < 2:
+            continue
+        alike = vectors[rows].float() @ vectors[rows].float().T
+        nearest = torch.full((len(rows),), -2.0)
+        chosen = int(p[rows].argmin())
+        for step in range(len(rows)):
+            place[rows[chosen]] = step
+            nearest = torch.maximum(nearest, alike[chosen])
+            nearest[chosen] = torch.inf
+            chosen = int(nearest.argmin())
+    return place
+
+
+def in_measure(candidates: Tensor, place: Tensor, p: Tensor, caption_of: Tensor, agreement: Tensor) -> Tensor:
+    """Those of the `candidates` that stay when no caption, and no family of captions, may exceed the usual size.
+
+    Args:
+        candidates: `[n]` bool, pairs that are believed. place: `[n]` from `by_diversity`. p: `[n]`, smaller goes first
+            at the same place. caption_of, agreement: as for `believed`.
+
+    Returns:
+        `[n]` bool, a subset of `candidates`.
+    """
+    counts = torch.bincount(caption_of, minlength=len(agreement))
+    family = _family(agreement)
+    sizes = family @ counts.to(family)
+    most = torch.quantile(counts[counts > 0].float(), USUAL)
+    most_of_family = torch.quantile(sizes[counts > 0], USUAL)
+    held, family_held = torch.zeros(len(counts)), torch.zeros(len(counts))
+    out = torch.zeros(len(p), dtype=torch.bool)
+    rows = torch.nonzero(candidates)[:, 0]
+    rows = rows[p[rows].argsort(stable=True)]
+    for i in rows[place[rows].argsort(stable=True)].tolist():
+        caption = caption_of[i]
+        if held[caption] + 1 <= most and family_held[caption] + 1 <= most_of_family:
+            held[caption] += 1
+            family_held += family[caption]
+            out[i] = True
+    return out
+
+
+def _family(agreement: Tensor) -> Tensor:
+    """`[u, u]` how much each caption counts in another's family."""
+    weight = agreement.square()
+    weight.fill_diagonal_(1.0)  # a caption without a real token agrees with itself all the same
+    return weight
