@@ -17,10 +17,10 @@ be combined?", 2008) advises for families that differ. a is the agreement of cap
 that a family is those who say nearly the same: paraphrases of one claim count as one claim.
 
 **No claim weighs more than claims usually do** (`in_measure`). Where a trigger fills the image, poisoned images are
-each other's look-alikes and no vote helps. But an attack needs a *number* of pairs, so neither a caption nor its family may
-hold more pairs than the largest that is still usual in the corpus (a quantile over captions, which an enemy moves only
-by writing as many captions), and those that differ most in looks go first. Balancing of this kind is known to help a
-clean corpus too (Xu et al., "Demystifying CLIP Data", ICLR 2024).
+each other's look-alikes and no vote helps. But an attack needs a *number* of pairs, so neither a caption nor its family
+may hold more pairs than the largest that is still usual in the corpus (a quantile over captions, which an enemy moves
+only by writing as many captions), and those that differ most in looks go first. Balancing of this kind is known to help
+a clean corpus too (Xu et al., "Demystifying CLIP Data", ICLR 2024).
 """
 
 from __future__ import annotations
