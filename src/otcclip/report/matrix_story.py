@@ -26,7 +26,7 @@ class Standing:
     time: str
 
 
-def tests(matrix: Matrix) -> list[tuple[str, str]]:
+def fair_tests(matrix: Matrix) -> list[tuple[str, str]]:
     """Group and attack of every row whose undefended success makes it a test."""
     rows = [(group, attack) for group in matrix.groups for attack in matrix.attacks(group)]
     return [row for row in rows if attack_row(matrix, *row).is_test]
@@ -40,7 +40,7 @@ def mean_asr(matrix: Matrix, group: str, attack: str, defense: str) -> float | N
 
 def standings(matrix: Matrix) -> list[Standing]:
     """Every defence over the attacks that are a test, in the order of the columns."""
-    rows = tests(matrix)
+    rows = fair_tests(matrix)
     found = []
     for name in columns(matrix):
         if name == REFERENCE:
@@ -96,7 +96,7 @@ def headline(matrix: Matrix) -> list[str]:
         f"{seeds} seed{'s' * (seeds != 1)}"
     ]
     own = next((line for line in standings(matrix) if line.defense == HOUSE_DEFENSE), None)
-    if own is not None and tests(matrix):
+    if own is not None and fair_tests(matrix):
         lines.append(
             f"{own.defense} stops {own.stopped} attacks that are a test; the worst, {own.worst_attack}, reaches "
             f"{own.worst}. Top-1 {own.accuracy}, {own.time} the undefended time."
@@ -114,7 +114,7 @@ def warnings(matrix: Matrix) -> list[str]:
     if len(matrix.seeds) < 3:
         lines.append(f"{len(matrix.seeds)} of the three seeds that a claim needs.")
     rows = [(group, attack) for group in matrix.groups for attack in matrix.attacks(group)]
-    strong = tests(matrix)
+    strong = fair_tests(matrix)
     weak = [f"{clean(attack, 40)} ({clean(group, 40)})" for group, attack in rows if (group, attack) not in strong]
     if weak:
         lines.append(f"Not a test, since undefended success stays under {percent(IS_A_TEST, 0)}: {listed(weak)}.")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from otcclip.report.words import wilson
 
 GROUPS = {"plain": ["badnets", "sig", "blended", "targeted"], "tiled:count=90": ["tiled:count=90"]}
@@ -57,8 +59,8 @@ def cell(group: str, defense: str, seed: int, attacks: Sequence[str]) -> dict[st
         "pairs_kept": 9000 if defense in ("clip", "roclip") else 7200,
         "pairs_repaired": 0,
         "pairs_total": 9214,
-        "poison_kept": {a: 90 if defense in ("clip", "roclip") else 4 for a in names},
-        "poison_total": {a: 90 for a in names},
+        "poison_kept": dict.fromkeys(names, 90 if defense in ("clip", "roclip") else 4),
+        "poison_total": dict.fromkeys(names, 90),
         "utility": {
             "probe": {"probe": rate(top1 + 0.2, 703, "value")},
             "retrieval": {name: rate(top1 + 0.05 * i, 1420, "value") for i, name in enumerate(figures)},
@@ -110,3 +112,8 @@ def make_matrix(
                     names = [text.partition(":")[0] for text in planted]
                     write(own / "never_poisoned.json", {"attacks": {a: rate(0.0, 1419) for a in names}})
     return folder
+
+
+@pytest.fixture(scope="session", name="make_matrix")
+def _make_matrix() -> Callable[..., Path]:
+    return make_matrix
