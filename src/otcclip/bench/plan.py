@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from otcclip import attacks, defenses
-from otcclip.attacks import ATTACKS
 from otcclip.data.emoji_load import EmojiSplit
-from otcclip.defenses import DEFENSES
 from otcclip.errors import UserError
 from otcclip.registry import find
 from otcclip.specs import Spec, options_of, takes
@@ -109,9 +107,9 @@ def parse_group(text: str) -> Group:
     parts = written if written is not None else re.split(r"\+(?=[A-Za-z])", label)
     specs = [Spec.parse(part) for part in parts]
     for spec in specs:
-        if spec.name not in ATTACKS and spec.name in ALIASES:
+        if spec.name not in attacks.ATTACKS and spec.name in ALIASES:
             raise UserError(f"attack group {label!r}: {spec.name!r} is a group of its own and joins no other")
-        options_of("attack", ATTACKS, spec)
+        options_of("attack", attacks.ATTACKS, spec)
     return Group(label if written is not None else "+".join(map(str, specs)), tuple(map(str, specs)))
 
 
@@ -122,7 +120,7 @@ def parse_defense(text: str) -> DefenseChoice:
         UserError: an unknown defence or option, or a value it refuses.
     """
     spec = Spec.parse(text)
-    options = options_of("defence", DEFENSES, spec)
+    options = options_of("defence", defenses.DEFENSES, spec)
     defenses.make(spec.name, **options)
     return DefenseChoice(str(spec), spec.name, options)
 
@@ -142,14 +140,14 @@ def at_rate(group: Group, rate: float, pairs: int) -> Group:
 
 
 def _counted(spec: Spec, count: float) -> Spec:
-    member = find("attack", ATTACKS, spec.name)
+    member = find("attack", attacks.ATTACKS, spec.name)
     option = "count" if takes(member, "count") else "copies"
     if option == "copies" and not (takes(member, "copies") and takes(member, "images")):
         raise UserError(f"--poison-rate: attack {spec.name!r} takes no count of pairs")
     if option in spec:
         raise UserError(f"--poison-rate and {spec}: both set how much poison there is")
     if option == "copies":
-        images = options_of("attack", ATTACKS, spec).get(
+        images = options_of("attack", attacks.ATTACKS, spec).get(
             "images", inspect.signature(member).parameters["images"].default
         )
         count /= images
