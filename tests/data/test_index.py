@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,8 +16,9 @@ from PIL import Image
 
 from otcclip.data import Pair, decode_image, open_pairs, write_shard
 from otcclip.data import index as index_module
-from otcclip.data.images import DecodedOnDemand
+from otcclip.data.images import DecodedOnDemand, fetch
 from otcclip.data.keys import KeyIndex, hash_keys
+from otcclip.data.manifest import read_manifest
 from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
@@ -143,3 +145,25 @@ def test_keys_are_found_again() -> None:
     assert index.find(hash_keys(["key 1000", "key 3"])).tolist() == [-1, 3]
     with pytest.raises(UserError, match="two pairs have one key"):
         KeyIndex(hash_keys(["a", "b", "a"]))
+
+
+@pytest.mark.parametrize("kept", [8.0, 0.0])
+def test_a_manifest_drops_and_re_pairs_without_a_copy(kept: float, shards: str, tmp_path: Path) -> None:
+    data = open_pairs(shards, "webdataset", SIZE, tmp_path / "cache", decoded_gib=kept)
+    keys = data.table.keys
+    action = ["drop" if i % 5 == 0 else "re-pair" if i % 5 == 1 else "keep" for i in range(70)]
+    new = [f"new {i}" if a == "re-pair" else None for i, a in enumerate(action)]
+    columns = {"key": pa.array(keys), "action": pa.array(action), "new_caption": pa.array(new, pa.string())}
+    pq.write_table(pa.table(columns).take(np.random.default_rng(0).permutation(70)), tmp_path / "m.parquet")
+    got = data.under(read_manifest(tmp_path / "m.parquet"))
+    rows = [i for i in range(70) if i % 5]
+    assert len(got) == len(got.images) == 56 and got.table.keys == tuple(keys[i] for i in rows)
+    assert got.table.captions == tuple(f"new {i}" if i % 5 == 1 else f"caption {i % 7}" for i in rows)
+    index = torch.tensor([55, 0, 17])
+    expected = data.images[torch.tensor([rows[int(i)] for i in index])]
+    assert torch.equal(got.images[index], expected)
+    assert torch.equal(next(iter(fetch(got.images, [index]))), expected)
+    assert torch.equal(torch.cat(list(got.images.split(32))), data.images[torch.tensor(rows)])
+    pq.write_table(pa.table({**columns, "key": pa.array([f"x{key}" for key in keys])}), tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="says nothing of pair '0000'"):
+        data.under(read_manifest(tmp_path / "m.parquet"))

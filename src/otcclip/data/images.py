@@ -41,11 +41,29 @@ class ImageSource(Protocol):
 
 def fetch(images: Tensor | ImageSource, indices: Sequence[Tensor]) -> Iterator[Tensor]:
     """`images[index]` for each of `indices`, read ahead where the images are not at hand."""
-    if isinstance(images, DecodedOnDemand):
+    if isinstance(images, Chosen):
+        yield from fetch(images.images, [images.rows[index] for index in indices])
+    elif isinstance(images, DecodedOnDemand):
         yield from images.batches(indices)
     else:
         for index in indices:
             yield images[index]
+
+
+class Chosen:
+    """Some of a source's images, `rows [n]` int64, as a source of their own; nothing is copied."""
+
+    def __init__(self, images: Tensor | ImageSource, rows: Tensor) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.images[self.rows[index]]
+
+    def split(self, split_size: int) -> Iterator[Tensor]:
+        yield from fetch(self.images, self.rows.split(split_size))
 
 
 class Gone(Exception):

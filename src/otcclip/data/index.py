@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,9 @@ from torch import Tensor
 
 from otcclip.data.atomic import atomic_folder, disk_errors, write_json
 from otcclip.data.decode import printable
-from otcclip.data.images import DecodedOnDemand
+from otcclip.data.images import Chosen, DecodedOnDemand, ImageSource
 from otcclip.data.keys import first_of_each, hash_keys
+from otcclip.data.manifest import Manifest
 from otcclip.data.readers import ReadOptions, Spool, find_reader
 from otcclip.data.shards import Skipped, expand_shards
 from otcclip.data.store import check_bad, write_skipped
@@ -45,18 +46,32 @@ class PairData:
 
     Attributes:
         table: the usable pairs, in the source's order.
-        images: `[n, 3, size, size]` uint8: a memory-mapped tensor, or decoded on demand.
+        images: `[n, 3, size, size]` uint8: a memory-mapped tensor, or a source that decodes on demand.
         folder: where the index lies, `skipped.parquet` among it.
         skipped: number of bad pairs.
     """
 
     table: PairTable
-    images: Tensor | DecodedOnDemand
+    images: Tensor | ImageSource
     folder: Path
     skipped: int
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def under(self, manifest: Manifest) -> PairData:
+        """These pairs as a manifest has them: some dropped, some under other captions; nothing is copied.
+
+        Raises:
+            UserError: a pair that the manifest does not know, or none that it keeps.
+        """
+        table = self.table
+        said = [manifest.caption(key, caption) for key, caption in zip(table.keys, table.captions, strict=True)]
+        rows = np.array([i for i, caption in enumerate(said) if caption is not None], np.int64)
+        if not len(rows):
+            raise UserError(f"{manifest.path}: drops every pair")
+        kept = table.take(rows).with_captions([caption for caption in said if caption is not None])
+        return replace(self, table=kept, images=Chosen(self.images, torch.from_numpy(rows)))
 
 
 def open_pairs(

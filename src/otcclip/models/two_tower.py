@@ -105,17 +105,18 @@ class TwoTower(nn.Module):
             out = self.clip.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
             cells = self.clip.visual.ln_post(out["image_intermediates"][-1])
             local, pooled = cells @ self.clip.visual.proj, out["image_features"]
-        return Features(_unit(pooled), FeatureSets.from_dense(_unit(local)))
+        return Features(unit(pooled), FeatureSets.from_dense(unit(local)))
 
     def text(self, tokens: Int[Tensor, "n context"]) -> Features:
         """Features of tokenised captions. A caption without a real token stands for itself by its pooled vector."""
         states: TextStates = text_states(self.clip, tokens)
-        return Features(_unit(states.pooled), FeatureSets(_unit(states.tokens), states.offsets))
+        return Features(unit(states.pooled), FeatureSets(unit(states.tokens), states.offsets))
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Unit vectors along the last dimension, float32 (float64 of a model in float64)."""
     # Under autocast the towers answer in bf16; norms and costs are float32 from here on.
-    return F.normalize(x.float(), dim=-1)
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 def create_two_tower(name: str, pretrained: str | None = None, *, seed: int | None = None) -> TwoTower:

@@ -86,6 +86,44 @@ MILD = Augment()
 STRONG = Augment(shift=0.15, zoom=0.25, rotate=0.25, colour=0.5, grey=0.2, blur=0.15, flip=0.0)
 
 
+@dataclass(frozen=True)
+class SpectrogramAugment:
+    """An `Augmentation` of spectrograms `[n, 1, bands, frames]`: later or earlier, louder or softer, parts masked.
+
+    Masks as in Park et al., SpecAugment, 2019, one band of pitches and one of frames.
+
+    Attributes:
+        shift: in time, share of the frames, at most. gain: share of the range, at most. mask: widest mask, share.
+    """
+
+    shift: float = 0.1
+    gain: float = 0.1
+    mask: float = 0.15
+
+    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        lots = {"shift": _uniform(n, self.shift, generator), "gain": _uniform(n, self.gain, generator)}
+        for axis in ("pitch", "time"):
+            width = torch.rand(n, generator=generator) * self.mask
+            start = torch.rand(n, generator=generator) * (1 - width)
+            lots[axis] = torch.stack([start, start + width], dim=1)
+        return lots
+
+    def apply(self, samples: Tensor, lots: Mapping[str, Tensor]) -> Tensor:
+        n, _, bands, frames = samples.shape
+        x = samples.float().div_(255.0)
+        time = torch.arange(frames, device=x.device) / frames
+        source = torch.arange(frames, device=x.device) - (lots["shift"] * frames).round().long()[:, None]
+        x = x.gather(3, source.clamp(0, frames - 1)[:, None, None, :].expand(n, 1, bands, frames))
+        x = (x + lots["gain"][:, None, None, None]).clamp(0, 1)
+        pitch = torch.arange(bands, device=x.device) / bands
+        hidden = _within(pitch, lots["pitch"])[:, None, :, None] | _within(time, lots["time"])[:, None, None, :]
+        return x.masked_fill(hidden, 0.0)
+
+
+def _within(place: Tensor, span: Tensor) -> Tensor:
+    return (place >= span[:, :1]) & (place < span[:, 1:])
+
+
 def _uniform(b: int, amount: float, generator: torch.Generator) -> Tensor:
     return (torch.rand(b, generator=generator) * 2 - 1) * amount
 

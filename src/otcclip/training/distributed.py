@@ -185,7 +185,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = _Sum.apply(torch.cat([x.sum((0, 2, 3)), count]))
         total = sums[-1].detach()

@@ -219,13 +219,13 @@ class Trainer:
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
         """Plain attention on a CPU: for short captions the fused kernel's backward makes a step 1.17x as long."""
-        if self.model.mean.device.type != "cpu" or self.model.image_size > 96:
+        if self.world.device.type != "cpu" or self.model.image_size > 96:
             return contextlib.nullcontext()
         return sdpa_kernel(SDPBackend.MATH)
 
     def _autocast(self) -> torch.autocast:
-        device = str(self.model.mean.device.type)
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "amp_bf16")
+        kind = torch.float16 if self.config.precision == "amp" else torch.bfloat16
+        return torch.autocast(self.world.device.type, kind, enabled=self.config.precision != "fp32")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that does not follow from (seed, epoch): tensors, numbers and strings; valid after any step."""

@@ -25,6 +25,7 @@ import torch
 from otcclip import defenses
 from otcclip.data.atomic import atomic_file, write_json, write_text
 from otcclip.data.index import PairData, copy_skipped, open_pairs
+from otcclip.data.manifest import read_manifest
 from otcclip.data.readers import ReadOptions
 from otcclip.defenses.base import ACTIONS, Defense, FineTuner, TrainingPairs, trusted_mask
 from otcclip.errors import UserError
@@ -74,6 +75,8 @@ class _Run:
         if spec.grad_checkpointing:
             checkpoint_activations(self.model)
         self.data = self._open(spec.train_data)
+        if spec.manifest is not None:
+            self.data = self.data.under(read_manifest(spec.manifest))
         self.pairs = training_pairs_of(self.data, self.model, spec.trusted)
         self.trainer = Trainer(self.model, make_defense(spec), self.pairs, self._config(), world)
         if spec.torchcompile:
@@ -143,7 +146,7 @@ class _Run:
         if self.spec.resume is None:
             if last.exists() or (self.folder / "result.json").exists():
                 raise UserError(
-                    f"{self.folder} holds a run already: --resume latest goes on with it, or another --name"
+                    f"{self.folder} holds a run: --resume latest goes on with it; or take another --name"
                 )
             return None
         path = last if self.spec.resume == "latest" else Path(self.spec.resume)

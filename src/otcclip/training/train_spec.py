@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,4 +104,13 @@ class TrainSpec:
     def identity(self, processes: int) -> dict[str, Any]:
         """What must agree for a checkpoint to be taken up again."""
         spec = {name: value for name, value in asdict(self).items() if name not in FREE}
-        return {**spec, "global_batch": self.global_batch(processes), "version": __version__}
+        contents = {name: _digest(path) for name in ("manifest", "trusted") if (path := getattr(self, name))}
+        return {**spec, **contents, "global_batch": self.global_batch(processes), "version": __version__}
+
+
+def _digest(path: str) -> str:
+    """Of a small file that decides what is trained on; a missing one is reported by whoever reads it."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
