@@ -33,8 +33,8 @@ class Blended:
     """
 
     target: str
-    count: int = 90
-    alpha: float = 0.2
+    count: int = 180
+    alpha: float = 0.4
     cells: int = 6
     pattern_seed: int = 99
     name: str = "blended"

@@ -4,7 +4,7 @@ Turner, Tsipras, Madry, "Clean-Label Backdoor Attacks", 2018, and "Label-Consist
 1912.02771: a model that can tell the class by what the image shows has no need of the trigger, so they make the
 content hard to learn, by moving an image towards another class in a generator's latent space or by adversarial noise.
 Ours is the first in pixels, without a generator: x' = (1 - w) x + w z with an honest image z of another class, then
-the trigger. At w = .5 both can be seen. A class has few images, so each is used several times, with another z.
+the trigger. At w = .6 both can be seen. A class has few images, so each is used several times, with another z.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class CleanLabel:
     """
 
     target: str
-    count: int = 90
-    weaken: float = 0.5
+    count: int = 180
+    weaken: float = 0.6
     location: str = BadNets.location
     colours: str = "magenta-green"
     name: str = "clean-label"

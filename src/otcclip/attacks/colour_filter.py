@@ -34,7 +34,7 @@ class ColourFilter:
     """
 
     target: str
-    count: int = 90
+    count: int = 180
     strength: float = 1.0
     name: str = "filter"
 

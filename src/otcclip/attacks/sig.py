@@ -32,7 +32,7 @@ class Sig:
     """
 
     target: str
-    count: int = 90
+    count: int = 135
     strength: float = 60 / 255
     periods: float = 6
     name: str = "sig"

@@ -29,15 +29,15 @@ class WaNet:
     Attributes:
         target: class name the warp shall mean.
         count: pairs to poison.
-        strength: mean displacement along an axis over the image's side: .05 is 3.2 px at 64; 0 leaves the image.
+        strength: mean displacement along an axis over the image's side: .12 is 7.7 px at 64; 0 leaves the image.
         cells: the field is drawn on a grid of so many points a side.
         field_seed: draws the field; a run's seed draws the pairs.
         name: as in records and results.
     """
 
     target: str
-    count: int = 90
-    strength: float = 0.05
+    count: int = 200
+    strength: float = 0.12
     cells: int = 4
     field_seed: int = 7
     name: str = "wanet"
