@@ -147,6 +147,7 @@ def test_memory_beyond_the_features_does_not_grow_with_the_pool(monkeypatch):
     """No tensor made during a search is as large as the pool, and twice the pool makes none larger."""
     monkeypatch.setattr(search, "STRETCH", 64)
     monkeypatch.setattr(search, "BLOCK", 32)
+    monkeypatch.setattr(search, "KEPT", 0)
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         seen = 0

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from otcclip.transport.problem import UNIT_TOLERANCE, FeatureSets
 
-# Sets that are summarised at a time.
-_SETS = 1024
+# Sets that are summarised at a time: their vectors stay in a core's cache or near it.
+_SETS = 256
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,18 @@ class Summary:
         for start in range(0, n, _SETS):
             stop = min(start + _SETS, n)
             some = sets.stretch(start, stop)
-            values, mask = some.detach().to(torch.float32).padded()
-            weights = FeatureSets(some.shares().float()[:, None], some.offsets).padded()[0][..., 0]
-            mean = (weights[:, None] @ values)[:, 0]
-            centred = (values - mean[:, None]) * mask[..., None]
-            gram = centred @ centred.transpose(1, 2)
-            length[start:stop] = mean.norm(dim=1)
+            rows, mask = some.rows(torch.arange(len(some)))
+            values = some.values.detach()[rows.to(device)].float()
+            weights = some.shares().float()[rows.to(device)] * mask.to(device)
+            mean = torch.bmm(weights[:, None], values)[:, 0]
+            # Of centred vectors without centring them: G_ij − (G w)_i − (G w)_j + wᵀG w.
+            gram = torch.bmm(values, values.transpose(1, 2))
+            to_mean = torch.bmm(gram, weights[..., None])
+            square = torch.bmm(weights[:, None], to_mean)
+            gram += square - to_mean - to_mean.transpose(1, 2)
+            length[start:stop] = square.clamp(min=0).sqrt()[:, 0, 0]
             radius[start:stop] = gram.diagonal(dim1=1, dim2=2).amax(1).clamp(min=0).sqrt()
-            variance[start:stop] = (gram.square() * weights[:, :, None] * weights[:, None]).sum((1, 2)).sqrt()
+            variance[start:stop] = (gram.square_() * (weights[:, :, None] * weights[:, None])).sum((1, 2)).sqrt()
             direction[start:stop] = torch.nn.functional.normalize(mean, dim=1).to(dtype)
         return cls(direction, length, radius, variance)
 

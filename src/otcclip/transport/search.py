@@ -36,6 +36,8 @@ QUERIES = 256
 # Pool sets whose transport is bounded at a time, and the share of a block's pairs from which the whole block is.
 BLOCK = 512
 DENSE = 0.3
+# Numbers of a summary made on the way that are kept for the second pass (64 MB); past them it is made again.
+KEPT = 1 << 24
 # Room for float32 rounding between a bound and a value.
 _SLACK = 1e-5
 
@@ -100,11 +102,12 @@ def nearest(
     _check_pooled(queries, pool, pooled_queries, pooled_pool)
     width = min(len(pool), max(k, SEEDS) if screen == "exact" else screen)
     parts: list[Nearest] = []
+    kept: dict[int, Summary] = {}
     with full_precision(queries.values):
         for start in range(0, len(queries), QUERIES):
             stop = min(start + QUERIES, len(queries))
             pooled = None if pooled_queries is None else pooled_queries[start:stop]
-            search = _Search(queries.stretch(start, stop), pool, summary, k, epsilon, iterations, backend)
+            search = _Search(queries.stretch(start, stop), pool, summary, k, epsilon, iterations, backend, kept)
             search.solve_seeds(_screen(search, pooled, pooled_pool, width))
             certified = search.sweep(only_certify=screen != "exact")
             parts.append(Nearest(search.index, search.value, certified, search.solved))
@@ -130,9 +133,11 @@ class _Search:
         epsilon: float,
         iterations: int,
         backend: Backend,
+        kept: dict[int, Summary],
     ) -> None:
         self.queries, self.pool, self.summary, self.epsilon = queries, pool, summary, epsilon
         self.iterations, self.backend = iterations, backend
+        self.kept = kept
         self.means = Summary.of(queries)
         n, device = len(queries), queries.values.device
         dtype = torch.float64 if torch.float64 in (queries.values.dtype, pool.values.dtype) else torch.float32
@@ -142,8 +147,15 @@ class _Search:
         self.seeds = torch.empty(n, 0, dtype=torch.int64, device=device)
 
     def summarised(self, start: int, stop: int) -> Summary:
-        """A stretch of the pool's summary: the caller's, or made now and dropped."""
-        return self.summary.stretch(start, stop) if self.summary else Summary.of(self.pool.stretch(start, stop))
+        """A stretch of the pool's summary: the caller's, or made now and kept while there is room."""
+        if self.summary is not None:
+            return self.summary.stretch(start, stop)
+        if start not in self.kept:
+            made = Summary.of(self.pool.stretch(start, stop))
+            if stop * self.pool.dim > KEPT:
+                return made
+            self.kept[start] = made
+        return self.kept[start]
 
     def solve_seeds(self, candidates: Tensor) -> None:
         """Solve `candidates [n, c]`, distinct pool positions of each query."""
