@@ -12,6 +12,7 @@ from otcclip.commands.corpus import corpus_emoji, corpus_fashion_mnist, corpus_o
 from otcclip.commands.demo import demo
 from otcclip.commands.evaluate import evaluate
 from otcclip.commands.poison import poison
+from otcclip.commands.repair import repair
 from otcclip.commands.report import report
 from otcclip.commands.scan import scan
 from otcclip.commands.train import train
@@ -24,6 +25,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "bench": bench,
     "poison": poison,
     "scan": scan,
+    "repair": repair,
     "report": report,
     "corpus emoji": corpus_emoji,
     "corpus openclipart": corpus_openclipart,

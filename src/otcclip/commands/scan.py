@@ -48,7 +48,7 @@ def scan(
         out: folder for rows, summary and report.
         detectors: detectors to run; all by default.
         reference: most pairs that the others are compared with.
-        alpha: expected share of pairs with unrelated captions that are kept, at most.
+        alpha: most that the probability of a lie may be for a pair to be kept.
         dataset_type: webdataset, img2dataset, csv, parquet, coco, visual-genome, hf, or auto.
         csv_img_key: column of the image's path (CSV, Parquet).
         csv_caption_key: column of the caption (CSV, Parquet).

@@ -213,8 +213,8 @@ def unit_features(
     return PairFeatures(
         tuple(table["key"].to_pylist()),
         tuple(table["caption"].to_pylist()),
-        Features(held["image"][index].float(), image.to(torch.float32)),
-        Features(held["text"][caption].float(), text.to(torch.float32)),
+        Features(held["image"][index].float(), image),
+        Features(held["text"][caption].float(), text),
         tuple(table["sha256"].to_pylist()),
         table["phash"].to_numpy().astype(np.uint64),
         *encoder,

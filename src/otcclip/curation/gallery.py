@@ -71,22 +71,36 @@ def write_gallery(
 
 
 def _choose(folder: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Unit -> key -> nominee of the worst pairs by each score, and of the worst of each action by p_value."""
-    table = pq.read_table(
-        folder / "scan.parquet", columns=["key", "unit", "action", "best_caption", "p_value", *columns]
-    )
-    take: dict[int, None] = {}
+    """Unit -> key -> nominee of the worst pairs by each score, and of the likeliest lies of each action.
+
+    Of pairs that show one image under one caption only the first is taken: fifteen copies tell no more than one.
+    """
+    names = ["key", "unit", "action", "best_caption", "sha256", "caption", "lie", *columns]
+    table = pq.read_table(folder / "scan.parquet", columns=names)
+    claims = list(zip(table["sha256"].to_pylist(), table["caption"].to_pylist(), strict=True))
     action = np.array(table["action"].to_pylist(), object)
-    p = table["p_value"].to_numpy()
+    taken: set[tuple[str, str]] = set()
+    take: list[int] = []
+
+    def add(order: NDArray[np.int64], most: int) -> None:
+        for row in order.tolist():
+            if most == 0 or len(take) == MOST:
+                return
+            if claims[row] not in taken:
+                taken.add(claims[row])
+                take.append(row)
+                most -= 1
+
+    lie = table["lie"].to_numpy()
     for name in ("re-pair", "drop"):
         rows = np.flatnonzero(action == name)
-        take |= dict.fromkeys(rows[np.argsort(-p[rows], kind="stable")[:PER_ACTION]].tolist())
+        add(rows[np.argsort(-lie[rows], kind="stable")], PER_ACTION)
     for name in columns:
         score = table[name].to_numpy(zero_copy_only=False).astype(float)
         if not np.isnan(score).any() and np.ptp(score) > 0:
-            take |= dict.fromkeys(np.argsort(-score, kind="stable")[:PER_DETECTOR].tolist())
+            add(np.argsort(-score, kind="stable"), PER_DETECTOR)
     out: dict[str, dict[str, str]] = {}
-    for row in table.select(["key", "unit", "best_caption"]).take(pa.array(list(take)[:MOST])).to_pylist():
+    for row in table.select(["key", "unit", "best_caption"]).take(pa.array(take, pa.int64())).to_pylist():
         out.setdefault(row["unit"], {})[row["key"]] = row["best_caption"]
     return out
 
@@ -105,8 +119,9 @@ def _heats(
     for i, caption in enumerate(reference.captions):
         first.setdefault(caption, i)
     nominees = torch.tensor([first[wanted[key]] for key in pairs.keys])
-    own = _explained(pairs.image.local, pairs.text.local)
-    best = _explained(pairs.image.local, reference.text.local.take(nominees))
+    image = pairs.image.local.to(torch.float32)
+    own = _explained(image, pairs.text.local.to(torch.float32))
+    best = _explained(image, reference.text.local.take(nominees).to(torch.float32))
     return {key: (own[i], best[i]) for i, key in enumerate(pairs.keys)}
 
 

@@ -26,7 +26,7 @@ def measure(folder: Path, units: Sequence[Unit], columns: Sequence[str], poison:
         UserError: the poison file cannot be read, or names no pair of this scan.
     """
     attack = {record.key: record.attack for record in read_records(poison)}
-    names = ["key", "action", "new_caption_key", "p_value", *columns]
+    names = ["key", "action", "new_caption_key", "p_value", "lie", *columns]
     rows = pq.read_table(folder / "scan.parquet", columns=names)
     keys = rows["key"].to_pylist()
     of = np.array([attack.get(key, "") for key in keys], object)

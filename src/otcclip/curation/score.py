@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from otcclip.curation.decide import Rule, p_values
+from otcclip.curation.decide import Rule
 from otcclip.curation.encode import unit_features, unit_table
 from otcclip.curation.units import Unit
 from otcclip.data.atomic import atomic_file
 from otcclip.data.keys import first_of_each, hash_keys
-from otcclip.detectors import Detector, PairFeatures, applies, look_alikes, match, pool
+from otcclip.detectors import Detector, PairFeatures, applies, lie_probability, look_alikes, match, p_values, pool
 from otcclip.errors import UserError
 from otcclip.models import Features
 from otcclip.transport import FeatureSets
@@ -109,8 +109,14 @@ def row_schema(detectors: Sequence[Detector]) -> pa.Schema:
     return pa.schema(
         [("key", text), ("sha256", pa.string()), ("phash", pa.uint64()), ("caption", text), ("unit", pa.string())]
         + [(column(detector), number) for detector in detectors]
-        + [("p_value", number), ("copies", pa.int64()), ("own_distance", number), ("own_rank", pa.int64())]
-        + [("best_key", text), ("best_caption", text), ("best_distance", number), ("best_share", number)]
+        + [
+            ("p_value", number),
+            ("lie", number),
+            ("copies", pa.int64()),
+            ("own_distance", number),
+            ("own_rank", pa.int64()),
+        ]
+        + [("best_key", text), ("best_caption", text), ("best_distance", number), ("best_place", number)]
         + [("margin", number), ("action", pa.string()), ("new_caption", text), ("new_caption_key", text)]
     )
 
@@ -161,23 +167,24 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         columns[column(detector)] = detector.score(pairs) if applies(detector, pairs) else [None] * n
     seen, captions = look_alikes(pairs), pool(pairs)
     ranked = match(pairs) if pairs.joint else None
-    p = p_values(seen.own.numpy(), None if ranked is None else ranked.own_share.numpy(), seen.copies.numpy())
+    lie = lie_probability(pairs)
     against = pairs.against
     first = captions.first[seen.nominee].tolist()
     best_caption = [against.captions[i] for i in first]
     best_key = [against.keys[i] for i in first]
     margin = np.full(n, np.nan) if ranked is None else ranked.margin.double().numpy()
-    action = rule.decide(p, seen.nominee_share.numpy(), margin)
+    action = rule.decide(lie, seen.nominee_place.double().numpy(), margin)
     mended = action == "re-pair"
     columns |= {
-        "p_value": p,
+        "p_value": p_values(pairs),
+        "lie": lie,
         "copies": seen.copies.numpy(),
         "own_distance": [None] * n if ranked is None else ranked.own_distance.double().numpy(),
         "own_rank": [None] * n if ranked is None else _rank(ranked.own_share.numpy(), len(captions.first)),
         "best_key": best_key,
         "best_caption": best_caption,
         "best_distance": [None] * n if ranked is None else ranked.best_distance.double().numpy(),
-        "best_share": seen.nominee_share.double().numpy(),
+        "best_place": seen.nominee_place.double().numpy(),
         "margin": [None] * n if ranked is None else margin,
         "action": action.tolist(),
         "new_caption": [c if m else None for c, m in zip(best_caption, mended, strict=True)],

@@ -14,11 +14,13 @@ from typing import Any
 
 from otcclip import registry
 from otcclip.detectors.base import Detector, PairFeatures, Scores, applies
+from otcclip.detectors.caption_fdr import CaptionFdr
 from otcclip.detectors.clip_score import ClipScore
 from otcclip.detectors.conflicting_captions import ConflictingCaptions
 from otcclip.detectors.dao import Dao
 from otcclip.detectors.duplicate_captions import DuplicateCaptions
 from otcclip.detectors.ensemble import Ensemble
+from otcclip.detectors.evidence import lie_probability, p_values
 from otcclip.detectors.gmm import Gmm
 from otcclip.detectors.k_dist import KDist
 from otcclip.detectors.lid import Lid
@@ -35,6 +37,7 @@ DETECTORS: Mapping[str, type[Any]] = registry.registry(
         OTDistance,
         OwnRank,
         NeighbourOT,
+        CaptionFdr,
         ClipScore,
         KDist,
         Slof,
@@ -66,8 +69,10 @@ __all__ = [
     "PairFeatures",
     "Scores",
     "applies",
+    "lie_probability",
     "look_alikes",
     "make",
     "match",
+    "p_values",
     "pool",
 ]

@@ -8,7 +8,7 @@ by key.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -40,7 +40,7 @@ class PairFeatures:
 
     Attributes:
         keys, captions: one a pair.
-        image, text: unit vectors, pooled and local; row i of both belongs to pair i.
+        image, text: unit vectors, pooled (float32) and local (may be float16, as on disk); row i belongs to pair i.
         joint: whether image and text vectors share a space, so that a cosine between them means something.
         local: whether local vectors are comparable with each other likewise (patches with tokens).
         sha256: hex digests of the image files. phash: `[n]` uint64, perceptual hashes.
@@ -114,12 +114,22 @@ class PairFeatures:
         """The `k` nearest images of the reference by pooled vector; fewer where the reference is smaller."""
 
         def search() -> Neighbours:
-            if self.reference is not None and bool((self.self_index >= 0).all()):
-                known = self.reference.neighbours(k)  # searched once for the whole reference already
-                return Neighbours(known.distance[self.self_index], known.index[self.self_index])
-            return nearest_images(self.image.pooled, self.against.image.pooled, self.self_index, k)
+            known = self.known(lambda there: there.neighbours(k), take_rows)
+            return known or nearest_images(self.image.pooled, self.against.image.pooled, self.self_index, k)
 
         return self.once(f"nearest {k}", search)
+
+    def known(self, of: Callable[[PairFeatures], T], take: Callable[[T, Tensor], T]) -> T | None:
+        """`of(reference)` at the places of these pairs where all of them are in it, so that nothing is done twice."""
+        if self.reference is None or not bool((self.self_index >= 0).all()) or not self._same_as_there():
+            return None
+        return take(of(self.reference), self.self_index)
+
+    def _same_as_there(self) -> bool:
+        against = self.against
+        return all(
+            against.captions[j] == caption for j, caption in zip(self.self_index.tolist(), self.captions, strict=True)
+        )
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """`make()`, kept under `name`: what several detectors read is computed once."""
@@ -131,6 +141,11 @@ class PairFeatures:
     @cached_property
     def _kept(self) -> dict[str, Any]:
         return {}
+
+
+def take_rows(result: T, rows: Tensor) -> T:
+    """A dataclass of tensors with one row a pair, at `rows`."""
+    return type(result)(*(getattr(result, f.name)[rows] for f in fields(result)))  # type: ignore[arg-type]
 
 
 def nearest_images(queries: Tensor, pool: Tensor, own: Tensor, k: int) -> Neighbours:

@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor
 
 from otcclip.detectors.agreement import CaptionAgreement
-from otcclip.detectors.base import ROWS, PairFeatures
+from otcclip.detectors.base import ROWS, PairFeatures, take_rows
 from otcclip.detectors.matching import match
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.transport import FeatureSets
@@ -44,12 +44,14 @@ class LookAlikes:
         nominee: `[n]` int64 into the reference's distinct captions: another caption that may fit. The encoder's nearest
             where it can tell (`matching`), else what the voters like best.
         nominee_share: `[n]`, as `own`, of the nominee.
+        nominee_place: `[n]`, its place among the captions asked about: 1 is liked best in every view, ties count half.
     """
 
     own: Tensor
     copies: Tensor
     nominee: Tensor
     nominee_share: Tensor
+    nominee_place: Tensor
 
 
 def look_alikes(features: PairFeatures) -> LookAlikes:
@@ -140,6 +142,8 @@ def _ballots(against: PairFeatures) -> _Ballots:
 
 
 def _ask(features: PairFeatures) -> LookAlikes:
+    if (known := features.known(look_alikes, take_rows)) is not None:
+        return known
     against = features.against
     ballots = _ballots(against)
     place = {caption: i for i, caption in enumerate(against.kinds[0])}
@@ -154,12 +158,14 @@ def _ask(features: PairFeatures) -> LookAlikes:
         copies = (twins & (ballots.kind == own[rows, None])).sum(dim=1) + (features.self_index[rows] < 0).long()
         nominee = _favourite(votes[0], own[rows], ballots) if best is None else best[rows]
         named = ballots.words[nominee.numpy()]
+        seconded = joined([_share(vote, named, ballots) for vote in votes])
         parts.append(
             LookAlikes(
                 joined([_share(vote, words[rows], ballots) for vote in votes]),
                 copies.clamp_min(1),
                 nominee,
-                joined([_share(vote, named, ballots) for vote in votes]),
+                seconded,
+                seconded * len(ballots.asked),
             )
         )
     return LookAlikes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(LookAlikes)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from otcclip.detectors.base import ROWS, PairFeatures
+from otcclip.detectors.base import ROWS, PairFeatures, take_rows
 from otcclip.evidence.matching import EPSILON, ITERATIONS, LOCAL_SHARE, SCREEN, candidate_costs
 from otcclip.models.two_tower import Features
 from otcclip.transport import pair_costs
@@ -59,7 +59,7 @@ def pool(features: PairFeatures) -> Pool:
         ordered = torch.from_numpy(kind)[order]
         first = order[torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])]
         text = against.text
-        return Pool(Features(text.pooled[first], text.local.take(first)), first)
+        return Pool(Features(text.pooled[first], text.local.take(first).to(torch.float32)), first)
 
     return against.once("pool", make)
 
@@ -68,14 +68,16 @@ def match(features: PairFeatures) -> Match:
     """Rank the pool for every pair (computed once)."""
 
     def make() -> Match:
+        if (known := features.known(match, take_rows)) is not None:
+            return known
         captions = pool(features).features
         place = {caption: i for i, caption in enumerate(features.against.kinds[0])}
         own = torch.tensor([place.get(caption, -1) for caption in features.captions], dtype=torch.int64)
         parts = []
         for start in range(0, len(features), ROWS):
             rows = torch.arange(start, min(start + ROWS, len(features)))
-            image = Features(features.image.pooled[rows], features.image.local.take(rows))
-            text = Features(features.text.pooled[rows], features.text.local.take(rows))
+            image = Features(features.image.pooled[rows], features.image.local.take(rows).to(torch.float32))
+            text = Features(features.text.pooled[rows], features.text.local.take(rows).to(torch.float32))
             parts.append(_match(image, text, captions, own[rows], LOCAL_SHARE if features.local else 0.0))
         return Match(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Match)))
 

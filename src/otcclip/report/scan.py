@@ -98,7 +98,8 @@ def _data(scan: ScanFiles, album: Album) -> dict[str, Any]:
         "action": [ACTIONS.index(name) for name in rows["action"].to_pylist()],
         "copies": rows["copies"].to_pylist(),
         "scores": {
-            name: _short(rows[column].to_pylist()) for name, column in {"p-value": "p_value", **scan.scores}.items()
+            name: _short(rows[column].to_pylist())
+            for name, column in {"lie": "lie", "p-value": "p_value", **scan.scores}.items()
         },
     }
 
@@ -116,7 +117,7 @@ def _heat(values: list[float] | None) -> list[float] | None:
 
 
 def _plots(scan: ScanFiles) -> list[tuple[str, Markup]]:
-    named = {"p-value": "p_value", **scan.scores}
+    named = {"lie": "lie", "p-value": "p_value", **scan.scores}
     return [(name, Markup(histogram_svg(*scan.histograms[column]))) for name, column in named.items()]
 
 

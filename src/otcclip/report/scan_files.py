@@ -17,7 +17,7 @@ from otcclip.report.words import clean
 
 MOST_ROWS = 100_000
 ACTIONS = ("keep", "re-pair", "drop")
-NEEDED = ("key", "caption", "p_value", "copies", "best_caption", "action", "new_caption")
+NEEDED = ("key", "caption", "p_value", "lie", "copies", "best_caption", "action", "new_caption")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ScanFiles:
     Attributes:
         summary, settings: summary.json and scan.json.
         scores: detector -> column of `rows`; those the encoder could not serve are left out.
-        rows: ScanRows, most suspicious by p_value first, at most 100,000.
+        rows: ScanRows, likeliest lies first, at most 100,000.
         total: rows in the scan.
         histograms: column -> (edges, counts by action), over all rows.
         reasons: why pairs were not kept, and how many; a pair may have several.
@@ -71,9 +71,9 @@ def load_scan(folder: Path) -> ScanFiles:
     action = np.array(table["action"].to_pylist(), object)
     if stray := set(action) - set(ACTIONS):
         raise UserError(f"{folder / 'scan.parquet'}: action '{clean(min(stray), 40)}' is none of {', '.join(ACTIONS)}")
-    p = table["p_value"].to_numpy(zero_copy_only=False)
-    worst = np.argsort(-p, kind="stable")[:MOST_ROWS]
-    columns = ("p_value", *scores.values())
+    lie = table["lie"].to_numpy(zero_copy_only=False)
+    worst = np.argsort(-lie, kind="stable")[:MOST_ROWS]
+    columns = ("lie", "p_value", *scores.values())
     alpha = float(settings.get("rule", {}).get("alpha", 0.02))
     return ScanFiles(
         folder,
@@ -100,7 +100,8 @@ def _reasons(table: pa.Table, distrusted: np.ndarray, alpha: float) -> dict[str,
     def column(name: str) -> np.ndarray | None:
         if name not in table.column_names or table[name].null_count:
             return None
-        return table[name].to_numpy(zero_copy_only=False)
+        values: np.ndarray = table[name].to_numpy(zero_copy_only=False)
+        return values
 
     copies = column("copies")
     assert copies is not None
@@ -138,7 +139,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> pa.Table:
         raise UserError(f"{path}: not a readable Parquet file ({clean(error, 120)})") from None
     if missing := [name for name in columns if name not in table.column_names]:
         raise UserError(f"{path}: column '{missing[0]}' is missing")
-    if not table.num_rows and "p_value" in columns:
+    if not table.num_rows and "lie" in columns:
         raise UserError(f"{path}: holds no row")
     return table
 

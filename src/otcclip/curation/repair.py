@@ -1,0 +1,154 @@
+"""Repair: from a scan to a manifest, or to a new data set. The input is read and never written.
+
+    repair("scan", "repaired", to="wds")
+
+Every pair's original caption is kept: in the manifest's `caption`, and beside the new one in what is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from otcclip.curation.decide import DROP, KEEP, REPAIR, Rule
+from otcclip.curation.scan import ROWS, SETTINGS, Scan
+from otcclip.curation.units import Unit, find_units
+from otcclip.curation.writers import WRITERS, Mended
+from otcclip.data.atomic import atomic_folder, write_json
+from otcclip.data.decode import Limits
+from otcclip.data.readers import ReadOptions
+from otcclip.errors import UserError
+from otcclip.progress import track
+from otcclip.registry import did_you_mean
+
+MANIFEST = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("unit", pa.string()),
+        ("action", pa.string()),
+        ("caption", pa.large_string()),
+        ("new_caption", pa.large_string()),
+        ("new_caption_key", pa.large_string()),
+        ("lie", pa.float64()),
+    ]
+)
+COLUMNS = ["key", "unit", "caption", "lie", "best_place", "margin", "best_caption", "best_key"]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What was written: the manifest, counts by action, and pairs in the new data set (0 where none was asked for)."""
+
+    manifest: Path
+    actions: dict[str, int]
+    written: int
+
+
+def repair(scan: Scan | Path | str, out: Path | str, rule: Rule | None = None, to: str | None = None) -> Repaired:
+    """Apply a rule to a finished scan.
+
+    Args:
+        out: folder for manifest.parquet and the new data set; it must not be there yet. It appears whole or not at all.
+        rule: the scan's own by default.
+        to: a format of `WRITERS`, or None for the manifest alone.
+
+    Raises:
+        UserError: no finished scan, an unknown format, a folder in the way, a source that changed since the scan, or a
+            full disk.
+    """
+    scan = scan if isinstance(scan, Scan) else Scan.load(scan)
+    target = Path(out)
+    if target.exists():
+        raise UserError(f"{target}: is there already; name another --out")
+    if to is not None and to not in WRITERS:
+        raise UserError(f"--to {to!r}{did_you_mean(to, WRITERS)}; there are: {', '.join(WRITERS)}")
+    settings: dict[str, Any] = json.loads((scan.folder / SETTINGS).read_text("utf-8"))
+    rule = rule or Rule(**settings["rule"])
+    actions = dict.fromkeys((KEEP, REPAIR, DROP), 0)
+    with atomic_folder(target) as folder:
+        written = 0
+        with pq.ParquetWriter(folder / "manifest.parquet", MANIFEST) as writer:
+            for table in _decided(scan, rule):
+                writer.write_table(table)
+                for name in actions:
+                    actions[name] += table["action"].to_pylist().count(name)
+        if to is not None:
+            sink = WRITERS[to](folder)
+            for unit, pairs in _mended(scan, settings, folder / "manifest.parquet"):
+                written += sink.write(unit, pairs)
+            sink.close()
+        about = {"scan": str(scan.folder), "rule": rule.as_dict(), "to": to, "actions": actions, "written": written}
+        write_json(folder / "repair.json", about)
+    return Repaired(target / "manifest.parquet", actions, written)
+
+
+def _decided(scan: Scan, rule: Rule) -> Iterator[pa.Table]:
+    """The manifest, a batch at a time."""
+    with pq.ParquetFile(scan.folder / ROWS) as file:
+        for batch in file.iter_batches(columns=COLUMNS):
+            lie, place, margin = (
+                batch[name].to_numpy(zero_copy_only=False).astype(float) for name in ("lie", "best_place", "margin")
+            )
+            action = rule.decide(lie, place, margin)
+            mended = pa.array(action == REPAIR)
+            columns = {
+                "key": batch["key"],
+                "unit": batch["unit"],
+                "action": pa.array(action.tolist(), pa.string()),
+                "caption": batch["caption"],
+                "new_caption": pc.if_else(mended, batch["best_caption"], None),
+                "new_caption_key": pc.if_else(mended, batch["best_key"], None),
+                "lie": batch["lie"],
+            }
+            yield pa.table(columns, schema=MANIFEST)
+
+
+def _mended(scan: Scan, settings: dict[str, Any], manifest: Path) -> Iterator[tuple[str, Iterator[Mended]]]:
+    """Unit by unit, the pairs that stay, under the captions in force."""
+    limits = Limits(**settings["limits"])
+    read = ReadOptions(**(settings["read"] | {"limits": limits}))
+    units = {unit.name: unit for unit in find_units(settings["source"], settings["dataset_type"], scan.folder, read)}
+    for name, rows in _by_unit(manifest):
+        if name not in units:
+            raise UserError(f"{scan.folder}: the scan's shard {name} is not there any more")
+        yield name, _pairs(units[name], rows, limits)
+
+
+def _by_unit(manifest: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Unit -> key -> row, one unit at a time: rows of a unit lie together."""
+    name = ""
+    rows: dict[str, dict[str, Any]] = {}
+    with pq.ParquetFile(manifest) as file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                if row["unit"] != name and rows:
+                    yield name, rows
+                    rows = {}
+                name = row["unit"]
+                rows[row["key"]] = row
+    if rows:
+        yield name, rows
+
+
+def _pairs(unit: Unit, rows: dict[str, dict[str, Any]], limits: Limits) -> Iterator[Mended]:
+    found: set[str] = set()
+    for item in track(unit.pairs(lambda skipped: None, limits), unit.name, len(rows)):
+        row = rows.get(item.pair.key)
+        if row is None or item.pair.key in found:
+            continue  # bad, or a key given twice: the scan did not judge it
+        if row["caption"] != item.pair.caption:
+            raise UserError(f"{unit.source}: changed since it was scanned; scan it again")
+        found.add(item.pair.key)
+        if row["action"] == KEEP:
+            yield Mended(item, item.pair.caption, None)
+        elif row["action"] == REPAIR:
+            yield Mended(item, row["new_caption"], item.pair.caption)
+    if len(found) < len(rows):
+        raise UserError(f"{unit.source}: {len(rows) - len(found)} pairs of the scan are not there any more")
