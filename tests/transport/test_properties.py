@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otcclip.transport import FeatureSets, all_costs, pair_costs, plan
+from otcclip.transport import FeatureSets, all_costs, nearest, pair_costs, plan
 
 # float32 rounding of a value of order 1.
 EXACT = 2e-6
@@ -14,23 +14,53 @@ fast = settings(max_examples=25, deadline=None)
 epsilons = st.sampled_from([0.005, 0.02, 0.05, 0.2])
 
 
+sizes = st.one_of(st.integers(1, 12), st.sampled_from([16, 17, 49, 64, 77, 200]))
+
+
 @st.composite
-def two_sets(draw, dtype=torch.float32):
-    """Batches x, y of equally many ragged sets: spread, clustered or all equal, alike or opposed."""
+def two_sets(draw, dtype=torch.float32, sizes=sizes, equally_many=True):
+    """Batches x, y of ragged sets: all equal, clustered, spread or one-hot, alike or opposed."""
     n, dim = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    spread = draw(st.sampled_from([0.0, 0.3, 3.0, 100.0]))
+    spread = draw(st.sampled_from([0.0, 0.3, 3.0, 100.0, None]))
     centre = torch.randn(dim, generator=generator, dtype=torch.float64)
 
     def side():
         parts = []
-        for size in draw(st.lists(st.integers(1, 12), min_size=n, max_size=n)):
-            values = centre + spread * torch.randn(size, dim, generator=generator, dtype=torch.float64)
+        most = n if equally_many else 6
+        for size in draw(st.lists(sizes, min_size=n, max_size=most)):
+            if spread is None:
+                values = torch.eye(dim, dtype=torch.float64)[torch.randint(dim, (size,), generator=generator)]
+            else:
+                values = centre + spread * torch.randn(size, dim, generator=generator, dtype=torch.float64)
             sign = 1 if draw(st.booleans()) else -1
             parts.append(torch.nn.functional.normalize(sign * values, dim=1).to(dtype))
         return FeatureSets.from_list(parts)
 
     return side(), side()
+
+
+@fast
+@given(two_sets(equally_many=False), epsilons, st.integers(1, 3))
+def test_the_nearest_are_those_of_brute_force(sets, epsilon, k):
+    x, y = sets
+    k = min(k, len(y))
+    every = all_costs(x, y, epsilon=epsilon, iterations=15).value
+    found = nearest(x, y, k, epsilon=epsilon, iterations=15)
+    want = every.topk(k, largest=False).values
+    assert found.certified.all()
+    assert torch.allclose(found.value, want, atol=EXACT) and torch.allclose(
+        every.gather(1, found.index), want, atol=EXACT
+    )
+
+
+@fast
+@given(two_sets(), epsilons)
+def test_backends_agree(sets, epsilon):
+    x, y = sets
+    found = [all_costs(x, y, epsilon=epsilon, iterations=15, backend=b) for b in ("numba", "torch")]
+    assert torch.allclose(found[0].value, found[1].value, atol=EXACT)
+    assert torch.allclose(found[0].marginal_error, found[1].marginal_error, atol=5e-4)
 
 
 @fast
@@ -69,7 +99,7 @@ def test_marginals_of_the_plan(sets, epsilon):
 
 
 @fast
-@given(two_sets(torch.float64), st.sampled_from([0.1, 0.3, 1.0]))
+@given(two_sets(torch.float64, st.integers(1, 12)), st.sampled_from([0.1, 0.3, 1.0]))
 def test_symmetric_at_convergence(sets, epsilon):
     x, y = sets
     kwargs = {"epsilon": epsilon, "iterations": 3000, "tolerance": 1e-7}

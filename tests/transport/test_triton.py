@@ -40,7 +40,8 @@ for weights in (None, shares):
                 assert (every.iterations == how.get("iterations", 20)).all()
         for mine, theirs in zip(found["triton"], found["torch"]):
             # With a tolerance the two stop at different iterations.
-            assert torch.allclose(mine, theirs, atol=2e-3 if "tolerance" in how else 2e-5), (how, float((mine - theirs).abs().max()))
+            off = float((mine - theirs).abs().max())
+            assert off < (2e-3 if "tolerance" in how else 2e-5), (how, off)
 print("agreed")
 """
 
