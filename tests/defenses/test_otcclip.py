@@ -97,7 +97,7 @@ def test_training_starts_on_what_evidence_bears_out(corpus: Corpus, model: TwoTo
 
 def test_fewer_trusted_at_a_stricter_level(corpus: Corpus, model: TwoTower) -> None:
     kept = []
-    for alpha in (0.02, 0.1, 0.8):
+    for alpha in (0.05, 0.2, 0.8):
         defense = OTCClip(alpha=alpha)
         ask(defense, 0, model, corpus.pairs)
         kept.append(int((defense.decisions(corpus.pairs).action == KEEP).sum()))

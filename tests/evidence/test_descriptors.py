@@ -20,9 +20,9 @@ def by_name(images: Tensor, wanted: tuple[View, ...] | None = None, **options: i
     return {view.name: vectors for view, vectors in descriptors(images, wanted or views(), **options)}
 
 
-def test_views_cover_the_image_and_both_bands() -> None:
+def test_views_cover_the_image_and_three_bands() -> None:
     found = views()
-    assert len({view.name for view in found}) == len(found) == 12
+    assert len({view.name for view in found}) == len(found) == 13
     assert found[0].name == "whole" and found[0].band == "all", "copies are told by the first view"
     windows = [view for view in found if view.mask.min() == 0]
     assert len(windows) == 9 and {view.band for view in windows} == {"all"}
@@ -32,7 +32,7 @@ def test_views_cover_the_image_and_both_bands() -> None:
         side = GRID // 2
         assert len(gone) == side**2 and (view.mask[top : top + side, left : left + side] == 0).all()
     assert (torch.stack([view.mask for view in windows]).amin(0) == 0).all(), "a cell that no view removes"
-    assert sorted(view.band for view in found if view.band != "all") == ["high", "low"]
+    assert sorted(view.band for view in found if view.band != "all") == ["fine", "high", "low"]
 
 
 def test_vectors_are_unit_and_come_once_a_view(pictures: Tensor) -> None:

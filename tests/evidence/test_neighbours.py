@@ -45,8 +45,8 @@ def of_honest(honest: PairStore) -> Evidence:
 
 
 def test_true_captions_are_believed(of_honest: Evidence) -> None:
-    """A thing's own ten captions are the nearest of 320: a share of .031."""
-    assert (of_honest.own <= 0.05).float().mean() > 0.85
+    """A thing's own ten captions are the nearest of 320: a share of .031 (in the worst of thirteen views)."""
+    assert (of_honest.own <= 0.05).float().mean() > 0.8
     assert of_honest.own.median() <= 0.035
 
 
@@ -78,7 +78,7 @@ def test_a_single_view_is_uniform_under_the_null(honest: PairStore) -> None:
 
 def test_shape_and_range(honest: PairStore, of_honest: Evidence) -> None:
     n = len(honest)
-    assert of_honest.own.shape == (n,) and of_honest.by_view.shape == (12, n)
+    assert of_honest.own.shape == (n,) and of_honest.by_view.shape == (13, n)
     assert of_honest.own.min() > 0 and of_honest.own.max() <= 1
     assert torch.equal(of_honest.own, of_honest.by_view.amax(0)), "the worst view counts"
     assert of_honest.votes.shape == (n, 16) and of_honest.votes.dtype == torch.int64

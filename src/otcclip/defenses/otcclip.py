@@ -37,6 +37,7 @@ from otcclip.defenses.base import (
     PairBatch,
     Step,
     TrainingPairs,
+    spread,
 )
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.errors import UserError
@@ -107,7 +108,7 @@ class OTCClip:
             caption_of = self._caption.masked_fill(held_back, -1)
             return EpochPlan("train", torch.arange(len(pairs)), caption_of, views=2)
         in_force = torch.nonzero(self._action != HOLD_BACK)[:, 0]
-        return EpochPlan("train", _fill(in_force, len(pairs)), self._caption)
+        return EpochPlan("train", spread(in_force, len(pairs)), self._caption)
 
     def _gather_evidence(self, pairs: TrainingPairs) -> None:
         """Step 1: trust what look-alikes bear out."""
@@ -212,12 +213,6 @@ def _with_caption(image: Features, caption: Tensor) -> tuple[Features, Tensor]:
     if len(rows) == len(caption):
         return image, caption
     return Features(image.pooled[rows], image.local.take(rows)), caption[rows]
-
-
-def _fill(in_force: Tensor, n: int) -> Tensor:
-    """`n` visits spread evenly over the pairs in force: an epoch costs what it costs without a defence."""
-    rest = in_force[torch.randperm(len(in_force))[: n % len(in_force)]]
-    return torch.cat([in_force.repeat(n // len(in_force)), rest])
 
 
 def _warm_up_step(batch: PairBatch, model: TwoTower) -> Step:
