@@ -23,7 +23,7 @@ from otcclip.training.distributed import ALONE, GlobalBatchNorm2d, World, averag
 from otcclip.training.towers import Share, SpreadTower
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "two_processes.py"
-STEPS = 7  # two epochs begin
+STEPS = 6  # the second epoch begins
 
 
 def benchmark() -> ModuleType:
@@ -122,7 +122,7 @@ def test_two_processes_train_as_one(name: str, ranks: list[dict[str, Any]]) -> N
     alone = BENCHMARK.losses(name, STEPS, ALONE)
     assert len(alone) == STEPS and len(set(alone)) == STEPS
     assert ranks[0]["losses"][name] == ranks[1]["losses"][name], "ranks that part ways never meet again"
-    assert ranks[0]["losses"][name] == pytest.approx(alone, abs=1e-5)
+    assert ranks[0]["losses"][name] == pytest.approx(alone, abs=1e-9)
 
 
 @pytest.mark.parametrize(("processes", "chunks"), [(1, 2), (1, 4), (2, 1), (2, 2)])

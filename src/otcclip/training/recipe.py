@@ -77,7 +77,7 @@ def _print(recipe: Recipe) -> int:
 
 
 def _changes(settings: Sequence[str]) -> dict[str, Any]:
-    """`name=value` read by the type of the default; names as on the command line or in Python."""
+    """`name=value` read by the setting's type; an empty value is none. Names as on the command line or in Python."""
     known = {field.name: field for field in fields(TrainSpec)}
     out: dict[str, Any] = {}
     for setting in settings:
@@ -87,7 +87,9 @@ def _changes(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting!r}: expected NAME=VALUE with a setting of otcclip train")
         kind = str(known[name].type)
         try:
-            if kind.startswith("bool"):
+            if not text and kind.endswith("None"):
+                out[name] = None
+            elif kind.startswith("bool"):
                 out[name] = {"true": True, "false": False}[text.lower()]
             elif kind.startswith("int"):
                 out[name] = int(text)
