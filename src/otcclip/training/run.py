@@ -145,9 +145,7 @@ class _Run:
         last = self.folder / LAST
         if self.spec.resume is None:
             if last.exists() or (self.folder / "result.json").exists():
-                raise UserError(
-                    f"{self.folder} holds a run: --resume latest goes on with it; or take another --name"
-                )
+                raise UserError(f"{self.folder} holds a run: --resume latest goes on with it; or take another --name")
             return None
         path = last if self.spec.resume == "latest" else Path(self.spec.resume)
         if not path.exists():
