@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -264,3 +265,23 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr(Refuses, "begin_epoch", ToyDefense.begin_epoch)
     assert len(run_bench(asked)) == 2
     assert json.loads((tmp_path / "bench.json").read_text())["failures"] == {}
+
+
+def test_white_box_attacks_need_nothing_but_their_names(
+    monkeypatch: pytest.MonkeyPatch, small_emoji: Path, tmp_path: Path
+) -> None:
+    """The model looked into is trained first; a patch is optimised once and laid by every cell."""
+    made: list[str] = []
+
+    def quick(target: str, corpus: Any, surrogate: Any, rng: np.random.Generator, *options: Any) -> np.ndarray:
+        assert surrogate.image_size == 64
+        made.append(target)
+        return rng.random((3, 12, 12), dtype=np.float32)
+
+    monkeypatch.setattr("otcclip.attacks.badclip._optimise", quick)
+    group = "badclip:count=9+low-ot:count=9,templates=5"
+    found = run_bench(bench_of(small_emoji, tmp_path, attacks=(group,), defenses=("clip",), reference=False))
+    assert [cell["attack"] for cell in found] == ["none", group] and made == ["rocket"]
+    assert found[1]["poison_total"] == {"badclip": 9, "low-ot": 9}
+    assert found[1]["attacks"]["badclip"]["target"] == "rocket" != found[1]["attacks"]["low-ot"]["target"]
+    assert len(list((tmp_path / "none" / "seed-0" / "clip").glob("badclip-*.npy"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otcclip import attacks, defenses
+from otcclip.bench.matrix import jobs_of
 from otcclip.bench.plan import NONE, PLAIN, BenchSpec, at_rate, check_attacks, parse_defense, parse_group, plan, slug
 from otcclip.data.emoji_load import load_emoji
 from otcclip.errors import UserError
 from otcclip.specs import Spec
+from otcclip.training.setting import start_of, surrogate_of
 
 PAIRS = 8974
 
@@ -46,8 +49,6 @@ def test_a_cell_is_the_same_alone_and_in_any_matrix() -> None:
 
 def test_what_a_fine_tuning_defence_starts_from_is_planned_before_it() -> None:
     cells = plan(bench(attacks=("badnets",), defenses=("cleanclip",), seeds=(0,), reference=False), PAIRS)
-    from otcclip.training.setting import start_of
-
     first, second = cells
     start = start_of(second.run)
     assert start is not None and start.folder == first.folder and start.identity() == first.run.identity()
@@ -144,3 +145,34 @@ def test_every_registered_defence_can_be_planned() -> None:
     """Adding a defence is one file and one registry line: nothing here knows their names."""
     cells = plan(bench(attacks=("badnets",), defenses=tuple(defenses.DEFENSES), seeds=(0,), reference=False), PAIRS)
     assert {cell.defense.label for cell in cells} == set(defenses.DEFENSES)
+
+
+def test_attacks_that_look_into_a_model_get_the_clean_run_of_their_seed(small_emoji: Path) -> None:
+    asked = bench(attacks=("low-ot+sig",), defenses=("otcclip",), seeds=(0, 1), reference=False)
+    cells = {(cell.group.label, cell.defense.label, cell.seed): cell for cell in plan(asked, PAIRS)}
+    for seed in (0, 1):
+        clean = cells[NONE, "clip", seed]
+        for name in ("clip", "otcclip"):
+            assert surrogate_of(cells["low-ot+sig", name, seed].run) == clean.run
+    jobs = {job.name: job.after for job in jobs_of(tuple(cells.values()))}
+    clean, undefended = "none · clip · seed 1", "low-ot+sig · clip · seed 1"
+    assert jobs[clean] == () and jobs[undefended] == (clean,)
+    assert jobs["low-ot+sig · otcclip · seed 1"] == tuple(sorted((clean, undefended))), "prepared once"
+    # Where the model lies is no part of what a run is; which model it is, is.
+    run = cells["low-ot+sig", "clip", 0].run
+    assert run.surrogate is not None
+    moved = replace(run, surrogate=replace(run.surrogate, out="elsewhere"))
+    other = replace(run, surrogate=replace(run.surrogate, epochs=99))
+    assert moved.identity() == run.identity() != other.identity()
+    named = plan(bench(attacks=("low-ot:surrogate=runs/x",), reference=False, seeds=(0,)), PAIRS)
+    assert {cell.group.label for cell in named} == {"low-ot:surrogate=runs/x"}
+
+
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [("low-ot:target=bananas", "did you mean 'banana'"), ("low-ot:count=500", "count 500 is more than")],
+)
+def test_targets_and_counts_are_checked_before_the_model_is_there(group: str, says: str, small_emoji: Path) -> None:
+    split = load_emoji(small_emoji, 64, "twemoji")
+    with pytest.raises(UserError, match=says):
+        check_attacks(plan(bench(attacks=(group,)), len(split.train)), split)

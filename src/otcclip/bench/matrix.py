@@ -17,7 +17,7 @@ from typing import Any
 from otcclip import __version__
 from otcclip.bench.cell import NEVER_POISONED, finished_cell, run_cell, try_never_poisoned
 from otcclip.bench.log import MatrixLog
-from otcclip.bench.plan import BenchSpec, Cell, check_attacks, parse_defense, parse_group, plan
+from otcclip.bench.plan import UNDEFENDED, BenchSpec, Cell, check_attacks, parse_defense, parse_group, plan
 from otcclip.data.emoji import build_emoji, read_card
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.emoji_spec import EMOJI
@@ -27,7 +27,7 @@ from otcclip.progress import console
 from otcclip.report import matrix_table, write_matrix
 from otcclip.training.experiment import RunSpec, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
-from otcclip.training.setting import total_epochs
+from otcclip.training.setting import surrogate_of, total_epochs
 from otcclip.training.utility import check_measures
 
 
@@ -117,9 +117,8 @@ def jobs_of(cells: Sequence[Cell]) -> list[Job]:
     training = {cell.folder: cell.name for cell in missing}
     jobs = []
     for cell in missing:
-        start = start_of(cell.run)
-        needs = tuple(training[one.folder] for one in [start] if one is not None and one.folder in training)
-        jobs.append(Job(cell.name, partial(run_cell, cell), cell.folder, total_epochs(cell.run), needs))
+        needed = {training[one.folder] for one in _first(cell, cells) if one.folder in training} - {cell.name}
+        jobs.append(Job(cell.name, partial(run_cell, cell), cell.folder, total_epochs(cell.run), tuple(sorted(needed))))
     clean = {(cell.defense.label, cell.seed): cell for cell in cells if not cell.group.attacks}
     for cell in cells:
         reference = clean.get((cell.defense.label, cell.seed))
@@ -130,6 +129,19 @@ def jobs_of(cells: Sequence[Cell]) -> list[Job]:
             work = partial(try_never_poisoned, reference, cell)
             jobs.append(Job(f"{cell.name} · never poisoned", work, cell.folder, None, needs))
     return jobs
+
+
+def _first(cell: Cell, cells: Sequence[Cell]) -> list[RunSpec]:
+    """Runs to be finished before the cell: what it starts from, and what its attacks look into.
+
+    What such attacks prepare (minutes for an optimised patch) is made once, by the undefended cell of the group.
+    """
+    start, surrogate = start_of(cell.run), surrogate_of(cell.run)
+    first = [run for run in (start, surrogate) if run is not None]
+    if surrogate is not None:
+        here = (cell.group.label, UNDEFENDED, cell.seed)
+        first += [one.run for one in cells if (one.group.label, one.defense.label, one.seed) == here]
+    return first
 
 
 def _line(name: str, cell: dict[str, Any]) -> str:

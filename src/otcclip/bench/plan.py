@@ -12,7 +12,7 @@ import inspect
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from otcclip.registry import find
 from otcclip.specs import Spec, options_of, takes
 from otcclip.training.experiment import RunSpec
 from otcclip.training.loop import TrainConfig
-from otcclip.training.setting import make_attacks, start_of
+from otcclip.training.setting import make_attacks, start_of, surrogate_of
+from otcclip.training.targets import give_targets
+from otcclip.training.white_box import wants_model
 
 UNDEFENDED = "clip"
 NONE = "none"
@@ -41,7 +43,8 @@ class BenchSpec:
         attacks: groups, `spec+spec+...` or an alias; `none` is the corpus as it is.
         defenses: specs. The undefended run is always there: without it no other figure means anything.
         poison_rates: each sets every attack's count to that share of the training pairs; none: the attacks' own counts.
-        reference: also train undefended without poison, for the rates that no attack has earned.
+        reference: also train undefended without poison, for the rates that no attack has earned. Attacks that look
+            into a model and name none look into that run, so it is there for them in any case.
         utility: names of `training.utility.MEASURES` to take of every finished model.
     """
 
@@ -168,10 +171,11 @@ def plan(bench: BenchSpec, pairs: int) -> tuple[Cell, ...]:
         raise UserError(f"--seeds {min(bench.seeds)}: seeds are whole numbers from 0")
     groups = groups_of(bench, pairs)
     chosen = _with_starts([parse_defense(text) for text in (UNDEFENDED, *bench.defenses)])
+    looks_in = any(wants_model(map(Spec.parse, group.attacks)) for group in groups)
     cells: dict[Path, Cell] = {}
     for seed in dict.fromkeys(bench.seeds):
         rows = [(group, choice) for group in groups for choice in chosen]
-        if bench.reference:
+        if bench.reference or looks_in:
             rows.insert(0, (parse_group(NONE), chosen[0]))
         for group, choice in rows:
             cell = _cell(bench, group, choice, seed)
@@ -201,9 +205,17 @@ def _with_starts(chosen: Sequence[DefenseChoice]) -> list[DefenseChoice]:
 
 
 def _cell(bench: BenchSpec, group: Group, choice: DefenseChoice, seed: int) -> Cell:
+    run = _run(bench, group, choice, seed)
+    if wants_model(map(Spec.parse, group.attacks)):
+        clean = _run(bench, parse_group(NONE), parse_defense(UNDEFENDED), seed)
+        run = replace(run, surrogate=clean)
+    return Cell(group, choice, seed, run, tuple(dict.fromkeys(bench.utility)))
+
+
+def _run(bench: BenchSpec, group: Group, choice: DefenseChoice, seed: int) -> RunSpec:
     folder = Path(bench.out) / slug(group.label) / f"seed-{seed}"
     name = slug(choice.label)
-    run = RunSpec(
+    return RunSpec(
         corpus=bench.corpus,
         out=str(folder),
         defense=choice.name,
@@ -217,7 +229,6 @@ def _cell(bench: BenchSpec, group: Group, choice: DefenseChoice, seed: int) -> C
         poisoned=bool(group.attacks),
         threads=1,
     )
-    return Cell(group, choice, seed, run, tuple(dict.fromkeys(bench.utility)))
 
 
 def slug(label: str) -> str:
@@ -229,8 +240,21 @@ def slug(label: str) -> str:
 def check_attacks(cells: Sequence[Cell], split: EmojiSplit) -> None:
     """Plan every group once, as its first seed would: what cannot be planted fails here, before any training.
 
+    A group that looks into a model which is yet to be trained is held to its targets and counts alone.
+
     Raises:
         UserError: a target that is no class of the corpus, more poison than pairs, two attacks of one name.
     """
     for cell in {cell.group.label: cell for cell in reversed(cells)}.values():
-        attacks.make_plans(split.train, split.test, make_attacks(cell.run, split), cell.seed)
+        surrogate = surrogate_of(cell.run)
+        if surrogate is None:
+            attacks.make_plans(split.train, split.test, make_attacks(cell.run, split), cell.seed)
+            continue
+        context, planted = attacks.PoisonContext.of(split.train, split.test), 0
+        for spec in give_targets([Spec.parse(t) for t in cell.group.attacks], split, cell.run.target, cell.seed):
+            options = options_of("attack", attacks.ATTACKS, spec)
+            if "target" in options:
+                context.require_name(spec.name, options["target"])
+            planted += options.get("count", 1)
+        if planted > len(split.train):
+            raise UserError(f"{cell.group.label}: count {planted} is more than the {len(split.train)} training pairs")

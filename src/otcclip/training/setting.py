@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from otcclip import __version__, attacks, defenses
-from otcclip.attacks import Attack, PoisonPlan, PoisonRecord
+from otcclip.attacks import Attack, PoisonPlan, PoisonRecord, load_surrogate
 from otcclip.data.emoji_load import EmojiSplit, load_emoji
 from otcclip.data.pairs import PairStore
 from otcclip.defenses import DEFENSES, Defense
@@ -19,6 +19,7 @@ from otcclip.errors import UserError
 from otcclip.specs import Spec, options_of
 from otcclip.training.loop import TrainConfig
 from otcclip.training.targets import give_targets
+from otcclip.training.white_box import wants_model, with_patch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RunSpec:
         attacks: specs, `name[:option=value,...]` (otcclip.specs). target: class of the first attack that wants one
             and names none; the others of the run get a class of their own each (otcclip.training.targets).
         poisoned: whether the attacks are planted; they are tried at test time either way.
+        surrogate: the finished run that white-box attacks look into, where they name no model themselves.
         start: the finished run that a fine-tuning defence starts from; this one under the defence it names by default.
         trusted_share: honest pairs that are handed to a fine-tuning defence as trusted, as a share of all; others
             never learn of any.
@@ -51,6 +53,7 @@ class RunSpec:
     lr: float = TrainConfig.lr
     model: str = "otcclip-tiny"
     poisoned: bool = True
+    surrogate: RunSpec | None = None
     start: RunSpec | None = None
     trusted_share: float = 0.05
     threads: int = 1
@@ -61,11 +64,13 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """What must agree for a run to be resumed or reused."""
-        elsewhere = ("out", "threads", "corpus", "start", "trusted_share")
+        elsewhere = ("out", "threads", "corpus", "start", "trusted_share", "surrogate")
         spec = {k: v for k, v in asdict(self).items() if k not in elsewhere}
         identity = {**json.loads(json.dumps(spec)), "version": __version__}
         if (start := start_of(self)) is not None:
             identity |= {"start": start.identity(), "trusted_share": self.trusted_share}
+        if (surrogate := surrogate_of(self)) is not None:
+            identity |= {"surrogate": surrogate.identity()}
         return identity
 
 
@@ -75,6 +80,11 @@ def start_of(spec: RunSpec) -> RunSpec | None:
     if starts_from is None:
         return None
     return spec.start or replace(spec, defense=starts_from, options={}, name="")
+
+
+def surrogate_of(spec: RunSpec) -> RunSpec | None:
+    """The run that must be finished before this one is poisoned; None unless an attack looks into a model."""
+    return spec.surrogate if wants_model(map(Spec.parse, spec.attacks)) else None
 
 
 def train_config(spec: RunSpec, defense: Defense) -> TrainConfig:
@@ -95,10 +105,16 @@ def make_attacks(spec: RunSpec, split: EmojiSplit) -> tuple[Attack, ...]:
     """The spec's attacks; those that want a target and name none are given one (`training.targets`).
 
     Raises:
-        UserError: an unknown attack or option, a value it refuses, or too few classes for the targets.
+        UserError: an unknown attack or option, a value it refuses, too few classes for the targets, or a surrogate
+            that is no finished run.
     """
-    wanted = give_targets([Spec.parse(text) for text in spec.attacks], split, spec.target, spec.seed)
-    return tuple(attacks.make(one.name, **options_of("attack", attacks.ATTACKS, one)) for one in wanted)
+    run = surrogate_of(spec)
+    model, folder = (None, None) if run is None else (load_surrogate(run.folder), run.folder)
+    made = []
+    for one in give_targets([Spec.parse(text) for text in spec.attacks], split, spec.target, spec.seed):
+        ready = with_patch(one, split, model, folder, spec.seed)
+        made.append(attacks.make(ready.name, **options_of("attack", attacks.ATTACKS, ready)))
+    return tuple(made)
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,9 @@ def make_setting(spec: RunSpec, image_size: int) -> Setting:
     """Load the corpus and plant the poison; the same spec gives the same pairs in every process."""
     split = load_emoji(spec.corpus, image_size, spec.hold_out)
     chosen = make_attacks(spec, split)
-    poisoned = attacks.poison(split.train, split.test, chosen, spec.seed)
+    run = surrogate_of(spec)
+    model = None if run is None else load_surrogate(run.folder)
+    poisoned = attacks.poison(split.train, split.test, chosen, spec.seed, model)
     if not spec.poisoned:
         return Setting(split, split.train, (), poisoned.plans, chosen)
     return Setting(split, poisoned.store, poisoned.records, poisoned.plans, chosen)

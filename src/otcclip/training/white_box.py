@@ -1,0 +1,44 @@
+"""Attacks that look into a model: which those are, and what they prepare against it before they can be made.
+
+Such an attack names its model in its spec (`surrogate=FOLDER`, `patch=FILE`) or leaves it to the run, whose `surrogate`
+is then a finished run: the same attack is the same in every folder.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from otcclip import attacks
+from otcclip.attacks import PoisonContext
+from otcclip.attacks.surrogate import Surrogate
+from otcclip.data.emoji_load import EmojiSplit
+from otcclip.registry import find
+from otcclip.specs import Spec, options_of, takes
+
+
+def wants_model(specs: Iterable[Spec]) -> bool:
+    """Whether any of the attacks looks into a model and names none."""
+    return any(_wants(spec, option) for spec in specs for option in ("surrogate", "patch"))
+
+
+def _wants(spec: Spec, option: str) -> bool:
+    return takes(find("attack", attacks.ATTACKS, spec.name), option) and option not in spec
+
+
+def with_patch(spec: Spec, split: EmojiSplit, surrogate: Surrogate | None, folder: Path | None, seed: int) -> Spec:
+    """`spec` with the file of its optimised patch, made in `folder` (the surrogate's) if it is not there yet.
+
+    Attacks without a patch are returned as they are, and so is one that has no surrogate: it says so itself. The file
+    follows from model, spec and seed, so processes that make it at once make the same.
+    """
+    if surrogate is None or folder is None or not _wants(spec, "patch"):
+        return spec
+    path = folder / f"{spec.name}-{zlib.crc32(f'{spec} {seed}'.encode()):08x}.npy"
+    if not path.exists():
+        given = options_of("attack", attacks.ATTACKS, spec)
+        context = PoisonContext.of(split.train, split.test, surrogate)
+        size = {name: given[name] for name in ("size",) if name in given}
+        find("attack", attacks.ATTACKS, spec.name).optimise(given["target"], context, path, seed=seed, **size)
+    return spec.with_options(patch=path)
