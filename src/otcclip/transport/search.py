@@ -138,6 +138,7 @@ class _Search:
         self.queries, self.pool, self.summary, self.epsilon = queries, pool, summary, epsilon
         self.iterations, self.backend = iterations, backend
         self.kept = kept
+        self.peaks: dict[int, Tensor] = {}  # by stretch: each query's largest cosine in it
         self.means = Summary.of(queries)
         n, device = len(queries), queries.values.device
         dtype = torch.float64 if torch.float64 in (queries.values.dtype, pool.values.dtype) else torch.float32
@@ -185,18 +186,19 @@ class _Search:
         """Pairs (query, pool position) of a stretch that the pooled bound does not rule out, seeds aside."""
         target = self.value[:, -1] + _SLACK
         reach = some.reach(self.epsilon)
-        cosine = self._cosine(some)
         needed = cosine_needed(self.means, some, reach, target.float())
-        query, column = (cosine >= needed[:, None].to(cosine.dtype)).nonzero(as_tuple=True)
-        similar = (cosine[query, column].float() + some.slack) * self.means.length[query] * some.length[column]
+        peak = self.peaks.get(start)
+        # Where the screen has seen these very cosines, their largest says for most queries that none will do.
+        row = torch.arange(len(needed), device=needed.device) if peak is None else (peak >= needed).nonzero()[:, 0]
+        cosine = (self.means.direction[row].to(some.direction.dtype) @ some.direction.T).float()
+        query, column = (cosine >= needed[row, None]).nonzero(as_tuple=True)
+        cosine, query = cosine[query, column], row[query]
+        similar = (cosine + some.slack) * self.means.length[query] * some.length[column]
         bound = 1 - reach[column] - similar
         keep = bound <= target[query]
         query, column = query[keep], column[keep]
         fresh = ~(self.seeds[query] == (column + start)[:, None]).any(1)
         return query[fresh], column[fresh] + start
-
-    def _cosine(self, some: Summary) -> Tensor:
-        return self.means.direction.to(some.direction.dtype) @ some.direction.T
 
     def _bound(self, query: Tensor, candidate: Tensor, start: int, stop: int) -> None:
         """The dual bound, a block of the pool at a time, and the solve of what it leaves."""
@@ -286,7 +288,9 @@ def _screen(search: _Search, pooled_queries: Tensor | None, pooled_pool: Tensor 
         if pooled_queries is not None and pooled_pool is not None:
             fresh = pooled_queries.float() @ pooled_pool[start:stop].float().T
         else:
-            fresh = search._cosine(search.summarised(start, stop))
+            some = search.summarised(start, stop)
+            fresh = search.means.direction.to(some.direction.dtype) @ some.direction.T
+            search.peaks[start] = fresh.amax(1).float()
         score, index = _merge(score, index, fresh, start, width)
     return index
 
@@ -297,9 +301,11 @@ def _merge(score: Tensor, index: Tensor, fresh: Tensor, start: int, width: int) 
         position = torch.arange(start, start + fresh.shape[1], device=fresh.device).expand(len(fresh), -1)
         score, index = torch.cat([score, fresh.float()], 1), torch.cat([index, position], 1)
     else:
-        row, column = (fresh > score[:, -1:].to(fresh.dtype)).nonzero(as_tuple=True)
+        hit = (fresh.amax(1).float() > score[:, -1]).nonzero()[:, 0]
+        row, column = (fresh[hit].float() > score[hit, -1:]).nonzero(as_tuple=True)
         if not len(row):
             return score, index
+        row = hit[row]
         count = torch.bincount(row, minlength=len(fresh))
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         extra = score.new_full((len(fresh), int(count.max())), -torch.inf)
