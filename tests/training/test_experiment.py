@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_one_line(small_emoji: Path, tmp_path: Path) -> 
 
 def test_a_defence_that_judges(small_emoji: Path, tmp_path: Path) -> None:
     """Its verdicts are held against the truth: in the history, and in the pairs it distrusted or let through."""
-    spec = spec_of(small_emoji, tmp_path, defense="otcclip", options={"alpha": 0.1}, name="loose")
+    spec = spec_of(small_emoji, tmp_path, defense="otcclip", options={"alpha": 0.7}, name="loose")
     result = run_experiment(spec)
     assert result["defense"] == "loose" and spec.folder.name == "loose"
     last = history_of(spec.folder)[-1]
