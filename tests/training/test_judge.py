@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from otcclip.attacks import BadNets, PoisonPlan, Targeted, Trial, make_plans
+from otcclip.attacks import BadNets, LabelSwap, PoisonPlan, Targeted, Trial, make_plans
 from otcclip.data.pairs import PairStore
 from otcclip.models.two_tower import Features
 from otcclip.training.judge import Judge, png
@@ -115,3 +115,15 @@ def test_gallery_is_a_seeded_sample(held_out: PairStore, monkeypatch: pytest.Mon
 def test_png_is_lossless() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), image)
+
+
+def test_a_label_swap_is_judged_by_retrieval_too(held_out: PairStore) -> None:
+    """The model calls every `c` an `h`: asked for an `h` it brings up a `c` first; asked for any other, never."""
+    swap = plan_of("label-swap", {"k2": "h", "k10": "h"})
+    aimed = plan_of("targeted", {"k0": "b"})
+    found = Judge(held_out, NAMES, [LabelSwap(), Targeted()], [swap, aimed]).evaluate(Reader())["attacks"]
+    assert found["label-swap"]["asr"] == 1.0 and "retrieval" not in found["targeted"]
+    swapped, random = (found["label-swap"]["retrieval"][name] for name in ("swapped", "random"))
+    # Four `c` and four `h` lie on the name `h`; the wrong ones go first at the same score.
+    assert swapped == {"hit_at_1": 0.0, "hit_at_5": 1.0, "hit_at_10": 1.0, "n": 1, "min_rank": 5.0}
+    assert random["hit_at_10"] == 0.0 and random["min_rank"] > 10

@@ -166,6 +166,9 @@ def _poison(cell: MatrixCell, attack: str) -> str:
         parts.append(f"poison kept {of(cell.poison_kept.get(attack), cell.poison_total[attack])}")
     if attack in cell.never_poisoned:
         parts.append(f"never poisoned {percent(cell.never_poisoned[attack].asr)}")
+    if attack in cell.swapped:
+        swapped, chance = cell.swapped[attack]
+        parts.append(f"texts that bring it up among ten images {percent(swapped)}, at random {percent(chance)}")
     return ", ".join(parts)
 
 

@@ -35,6 +35,7 @@ class MatrixCell:
         figures: what the model is good for: `acc1`, `acc5`, and `measure/figure` of each utility measure.
         seconds: of training, the run it started from included. memory: peak, in bytes.
         never_poisoned: attack -> its rate on the same defence's model trained without poison.
+        swapped: attack -> share of texts that bring up a swapped class among ten images, and of texts at random.
     """
 
     group: str
@@ -50,6 +51,7 @@ class MatrixCell:
     poison_kept: Mapping[str, int]
     poison_total: Mapping[str, int]
     never_poisoned: Mapping[str, Rate]
+    swapped: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,14 @@ def _cell(path: Path) -> MatrixCell:
         poison_kept=fields.counts("poison_kept"),
         poison_total=fields.counts("poison_total"),
         never_poisoned=Fields(str(clean), _json(clean)).rates("attacks") if clean.exists() else {},
+        swapped={name: hits for name in attacks.value if (hits := _swapped(attacks.inner(name))) is not None},
     )
+
+
+def _swapped(attack: Fields) -> tuple[float, float] | None:
+    retrieval = attack.inner("retrieval")
+    hits = [retrieval.inner(name).share("hit_at_10") for name in ("swapped", "random")]
+    return None if hits[0] is None or hits[1] is None else (hits[0], hits[1])
 
 
 def _accuracy(fields: Fields, n: int) -> dict[str, Figure]:

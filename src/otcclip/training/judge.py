@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from otcclip.attacks import Attack, PoisonPlan, apply_trigger
+from otcclip.attacks import Attack, LabelSwap, PoisonPlan, apply_trigger
 from otcclip.data.pairs import PairStore
 from otcclip.evaluation.attack_success import targeted_success
+from otcclip.evaluation.swap_success import Places, swap_success
 from otcclip.evaluation.zero_shot import class_embeddings, zero_shot
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import TwoTower
@@ -25,12 +26,16 @@ GALLERY = 48
 
 @dataclass(frozen=True)
 class Shown:
-    """One attack's trial: test images as shown under it, and the class each is to be taken for."""
+    """One attack's trial: test images as shown under it, and the class each is to be taken for.
+
+    `swaps`: of a label swap the classes seen and said, which retrieval is judged on as well.
+    """
 
     name: str
     rows: NDArray[np.int64]
     images: NDArray[np.uint8]
     wanted: NDArray[np.int64]
+    swaps: tuple[tuple[int, int], ...] = ()
 
 
 class Judge:
@@ -53,10 +58,12 @@ class Judge:
         for attack, plan in zip(attacks, plans, strict=True):
             rows = np.array([row_of[key] for key in plan.trial.keys])
             wanted = np.array([class_of[name] for name in plan.trial.wanted])
-            self.shown.append(Shown(attack.name, rows, apply_trigger(attack, test.images[rows]), wanted))
+            swaps = dict(zip(self.labels[rows].tolist(), wanted.tolist(), strict=True))
+            pairs = tuple(swaps.items()) if isinstance(attack, LabelSwap) else ()
+            self.shown.append(Shown(attack.name, rows, apply_trigger(attack, test.images[rows]), wanted, pairs))
 
     def evaluate(self, model: TwoTower) -> dict[str, Any]:
-        """`{top1, top5, attacks: {name: {asr, n, low, high}}}`."""
+        """`{top1, top5, attacks: {name: {asr, n, low, high}}}`; of a label swap also `retrieval` (`_swapped`)."""
         metrics, _ = self._run(model)
         return metrics
 
@@ -91,19 +98,32 @@ class Judge:
         text = class_embeddings(lambda names: encode_captions(model, self._tokenized(model, names)).pooled, self.names)
         scale = float(model.logit_scale.detach())
 
-        def classify(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Any:
+        def see(images: NDArray[np.uint8]) -> Tensor:
             tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-            return zero_shot(encode_images(model, tensor).pooled, text, labels, logit_scale=scale)
+            return encode_images(model, tensor).pooled
 
-        clean = classify(self.test.images, self.labels)
+        seen = see(self.test.images)
+        clean = zero_shot(seen, text, self.labels, logit_scale=scale)
         answers = {"": (clean.predictions, clean.confidence)}
-        attacks = {}
+        attacks: dict[str, dict[str, Any]] = {}
         for trial in self.shown:
-            result = classify(trial.images, self.labels[trial.rows])
+            result = zero_shot(see(trial.images), text, self.labels[trial.rows], logit_scale=scale)
             answers[trial.name] = (result.predictions, result.confidence)
             attacks[trial.name] = targeted_success(result.predictions, trial.wanted).as_dict()
+            if trial.swaps:
+                attacks[trial.name] |= {"retrieval": self._swapped(seen, text, trial)}
         model.train(training)
         return {"top1": clean.top1, "top5": clean.top5, "attacks": attacks}, answers
+
+    def _swapped(self, images: Tensor, text: Tensor, trial: Shown) -> dict[str, Any]:
+        """`{swapped, random: {hit_at_1, hit_at_5, hit_at_10, n, min_rank}}`: asked by the name said, by other names."""
+        found = swap_success(images, self.labels, text, np.arange(len(self.names)), trial.swaps)
+
+        def places(these: Places) -> dict[str, float]:
+            hits = {f"hit_at_{k}": getattr(these, f"hit_at_{k}").value for k in (1, 5, 10)}
+            return {**hits, "n": these.hit_at_1.n, "min_rank": these.min_rank}
+
+        return {"swapped": places(found.swapped), "random": places(found.random)}
 
     def _tokenized(self, model: TwoTower, names: Sequence[str]) -> Tensor:
         """Tokens of `names`, read once a judge: it is asked about every eighth of a run."""

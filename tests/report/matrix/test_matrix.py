@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +218,32 @@ def test_attacks_that_stand_in_two_groups_are_two_tests(make_matrix: Make, tmp_p
     matrix = load_matrix(make_matrix(tmp_path, groups))
     assert fair_tests(matrix) == [("badnets@0.001", "badnets"), ("badnets@0.01", "badnets")]
     assert "2 attacks against" in headline(matrix)[0]
+
+
+def test_a_label_swap_tells_how_often_texts_bring_it_up(make_matrix: Make, tmp_path: Path) -> None:
+    def swap(cell: dict[str, Any]) -> dict[str, Any]:
+        if "sig" in cell["attacks"]:
+            cell["attacks"]["sig"]["retrieval"] = {"swapped": {"hit_at_10": 0.75}, "random": {"hit_at_10": 0.125}}
+        return cell
+
+    square = rows_of(make_matrix(tmp_path, change=swap))["sig"].squares[0]
+    assert "texts that bring it up among ten images 75.0 %, at random 12.5 %" in plain(square.hover)
+
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_the_page_draws_the_colours_and_logs_no_error(folder: Path, tmp_path: Path) -> None:
+    page, shot = write_matrix(folder), tmp_path / "shot.png"
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    command += ["--window-size=1300,2400", f"--screenshot={shot}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert "CONSOLE" not in done.stderr
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape == (2400, 1300, 3)
+    red = (pixels[..., 0] > 170) & (pixels[..., 1] < 130)
+    assert 0.01 < red.mean() < 0.3 and all(band.std() > 3 for band in np.array_split(pixels.astype(float), 8))
