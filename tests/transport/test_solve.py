@@ -6,7 +6,7 @@ import torch
 
 from otcclip.errors import UserError
 from otcclip.transport import FeatureSets, all_costs, pair_costs, plan, sinkhorn, tiles
-from otcclip.transport.backends import choice
+from otcclip.transport.backends import Problem, Settings, choice
 from otcclip.transport.backends import numba as numba_backend
 
 BACKENDS = pytest.mark.parametrize("backend", ["torch", "numba"])
@@ -211,6 +211,19 @@ def test_auto_takes_numba_for_float32_on_a_cpu():
     assert [name.rpartition(".")[2] for name in names] == ["numba", "torch"]
     with pytest.raises(ValueError, match=r"backend: 'numba' solves in float32, got torch\.float64"):
         choice.choose("numba", torch.device("cpu"), torch.float64)
+
+
+def test_many_tiny_pairs_are_left_to_torch_and_agree(ragged):
+    """One-to-one, a GEMM a pair would cost more than it does; listed, they share their x and do not."""
+    x, y = ragged([4] * 300, seed=21), ragged([3] * 300, seed=22)
+    one_to_one = torch.arange(300), torch.arange(300)
+    shared = torch.arange(300) // 30, torch.arange(300)
+    how = Settings(0.1, 20)
+    for pairs, left in ((one_to_one, True), (shared, False)):
+        problem = Problem(x, y, x.shares(), y.shares(), pairs)
+        assert numba_backend._only_portable(problem, how, True) is left
+        costs = [pair_costs(x, y, pairs=pairs, backend=backend).value for backend in ("numba", "torch")]
+        assert torch.allclose(*costs, atol=1e-6)
 
 
 def test_pairs_are_those_that_take_would_make(ragged):

@@ -37,6 +37,8 @@ STRIP_SETS = 16
 GATHERED = 1 << 14
 # Below this the exponential of the largest cost of unit vectors underflows with room for a sum.
 STABLE_BELOW = 2.02 / 80
+# Scores of a pair, and pairs, from which a GEMM each is worth its call where no set of x is shared.
+_TINY, _MANY = 512, 256
 # Pairs that are worth a thread.
 _THREAD_PAIRS = 64
 
@@ -72,7 +74,7 @@ class _Tile:
 
 def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> Solved:
     """See `Backend.solve`."""
-    if _only_portable(how, keep):
+    if _only_portable(problem, how, keep):
         return portable.solve(x, y, problem, how, keep)
     x, y = x.detach(), y.detach()
     value, error = torch.empty(problem.shape), torch.empty(problem.shape)
@@ -101,7 +103,7 @@ def pull(
     x: Tensor, y: Tensor, problem: Problem, how: Settings, saved: Any, grad: Tensor, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """See `Backend.pull`."""
-    if _only_portable(how, True):
+    if _only_portable(problem, how, True):
         return portable.pull(x, y, problem, how, saved, grad, need)
     grad_x, grad_y = (torch.zeros_like(v) if needed else None for v, needed in zip((x, y), need, strict=True))
     shares = problem.a.numpy(), problem.b.numpy()
@@ -129,9 +131,16 @@ def pull(
     return grad_x, grad_y
 
 
-def _only_portable(how: Settings, keep: bool) -> bool:
-    """Partial transport, and the gradient of the sharp value (a linear system a pair), are left to torch."""
-    return how.mass < 1 or (how.sharp and keep)
+def _only_portable(problem: Problem, how: Settings, keep: bool) -> bool:
+    """Partial transport, the gradient of the sharp value (a linear system a pair), and many tiny pairs that share no
+    x: one GEMM each, called from Python, costs more there than a padded batch of them (measured at 16 × 6)."""
+    if how.mass < 1 or (how.sharp and keep):
+        return True
+    if problem.pairs is None or len(problem.pairs[0]) < _MANY:
+        return False
+    rows, columns = problem.pairs
+    area = (problem.x.sizes[rows] * problem.y.sizes[columns]).double().mean()
+    return bool(area < _TINY) and len(rows.unique()) > len(rows) / 2
 
 
 def _mm(left: Tensor, right: Tensor, how: Settings) -> Tensor:
