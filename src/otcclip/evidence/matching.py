@@ -58,8 +58,8 @@ def rank_captions(
 def candidate_costs(image: Features, text: Features, columns: Tensor) -> Tensor:
     """OT_eps of each image to its own candidates: `columns [n, c]` into `text` -> `[n, c]`, with gradient."""
     rows = torch.arange(len(columns), device=columns.device).repeat_interleave(columns.shape[1])
-    images, texts = image.local.take(rows), text.local.take(columns.flatten())
-    costs = pair_costs(images, texts, epsilon=EPSILON, iterations=ITERATIONS, validate=False)
+    pairs = (rows, columns.flatten())  # by index: a set that serves several pairs is read once
+    costs = pair_costs(image.local, text.local, pairs=pairs, epsilon=EPSILON, iterations=ITERATIONS, validate=False)
     return costs.value.view_as(columns)
 
 
