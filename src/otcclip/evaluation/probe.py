@@ -8,12 +8,14 @@ unit vectors of the joint space, those that every other measure reads.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -53,8 +55,8 @@ def linear_probe(
         raise ValueError(f"probe: only the test part has {sorted(unknown)[:3]}")
     fit, check = train_test_split(np.arange(len(y)), test_size=VALIDATION, stratify=y, random_state=0)
     # On a tie the stronger regularisation, which comes first.
-    strength = max(STRENGTHS, key=lambda c: _regression(c).fit(x[fit], y[fit]).score(x[check], y[check]))
-    said = _regression(strength).fit(x, y).predict(seen)
+    strength = max(STRENGTHS, key=lambda c: _fitted(c, x[fit], y[fit]).score(x[check], y[check]))
+    said = _fitted(strength, x, y).predict(seen)
     return Probe(Rate.over(said == truth), len(y), len(classes), strength)
 
 
@@ -66,8 +68,11 @@ def halves(names: Sequence[str]) -> NDArray[np.bool_]:
     return np.array([zlib.crc32(name.strip().lower().encode()) % 2 == 0 for name in names], dtype=bool)
 
 
-def _regression(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=MAX_STEPS)
+def _fitted(strength: float, x: NDArray[np.float32], y: NDArray[np.str_]) -> LogisticRegression:
+    """Stopped after as many steps as the paper's; hardly regularised it would creep on without an end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=strength, max_iter=MAX_STEPS).fit(x, y)
 
 
 def _part(features: Tensor, labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
