@@ -232,7 +232,7 @@ def test_the_global_generator_is_left_as_it_was(model: TwoTower, pairs: Training
     assert torch.equal(torch.get_rng_state(), before)
 
 
-SMALL = {"alpha": 0.08, "first_refresh": 1, "refresh": 5}
+SMALL = {"alpha": 0.5, "first_refresh": 1, "refresh": 5, "unimodal_epochs": 1, "slow_epochs": 1}
 
 
 def fresh(name: str, pairs: TrainingPairs, seed: int) -> Trainer:
@@ -251,7 +251,8 @@ def test_a_resumed_run_ends_as_one_never_cut(
     generator and whatever weights the resuming process started from."""
     store = make_store(67, 16, own_caption=True)  # a prime: visits never come out even over the pairs in force
     captions = (*store.captions[:48], *store.captions[53:], *store.captions[48:53])  # the last nineteen are false
-    pairs = training_pairs_of(replace(store, captions=captions), model)
+    vouched_for = torch.arange(67) < 40  # for the defences that fine-tune; the others never look
+    pairs = replace(training_pairs_of(replace(store, captions=captions), model), trusted=vouched_for)
     torch.manual_seed(1)
     whole = fresh(name, pairs, 0)
     start = {k: v.clone() for k, v in whole.model.state_dict().items()}
