@@ -141,7 +141,8 @@ class ParquetWriter:
                 if len(held) == 1000:
                     writer.write_table(pa.Table.from_pylist(held, self.SCHEMA))
                     held = []
-            writer.write_table(pa.Table.from_pylist(held, self.SCHEMA))
+            if held:
+                writer.write_table(pa.Table.from_pylist(held, self.SCHEMA))
         return count
 
     def close(self) -> None:

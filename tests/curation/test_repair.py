@@ -1,0 +1,143 @@
+"""Repair: the rule, the manifest, new data sets in each format; the input stays and no caption is lost."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from otcclip.curation import Rule, Scan
+from otcclip.curation.repair import repair
+from otcclip.data import Pair, read_shard
+from otcclip.data.manifest import apply_manifest, read_manifest
+from otcclip.errors import UserError
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def written(shards: Path, manifest: Path) -> list[tuple[str, str, bytes]]:
+    """What must come out: the input under the manifest, read by `apply_manifest`."""
+    pairs = (pair for shard in sorted(shards.glob("*.tar")) for pair in read_shard(shard))
+    return [(pair.key, pair.caption, pair.image) for pair in apply_manifest(pairs, manifest)]
+
+
+@pytest.mark.parametrize(
+    ("lie", "place", "margin", "action"),
+    [
+        (0.02, 1.0, 0.5, "keep"),
+        (0.021, 1.0, 0.5, "drop"),
+        (0.5, 1.5, 0.02, "re-pair"),
+        (0.49, 1.0, 0.5, "drop"),
+        (0.9, 1.6, 0.5, "drop"),
+        (0.9, 1.0, 0.019, "drop"),
+        (0.9, 1.0, np.nan, "re-pair"),
+    ],
+)
+def test_the_rule(lie: float, place: float, margin: float, action: str) -> None:
+    assert Rule().decide(np.array([lie]), np.array([place]), np.array([margin])).tolist() == [action]
+    if action == "re-pair":
+        assert Rule(repair=False).decide(*(np.array([v]) for v in (lie, place, margin))).tolist() == ["drop"]
+
+
+@pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"alpha": 0.6}, {"likely": 1.1}, {"seconded": 0.5}, {"margin": -1.0}])
+def test_levels_that_make_no_sense_are_one_line(bad: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"^rule: "):
+        Rule(**bad)  # type: ignore[arg-type]
+
+
+def test_a_manifest_keeps_every_original_caption(scan: Scan, shards: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    before = digest(shards)
+    done = repair(scan, tmp_path / "out")
+    rows = pq.read_table(done.manifest).to_pylist()
+    assert [(row["key"], row["caption"]) for row in rows] == [(pair.key, pair.caption) for pair in pairs]
+    assert [row["action"] for row in rows] == [row["action"] for row in scan.rows(["action"])]
+    assert done.actions["re-pair"] >= 1 and sum(done.actions.values()) == 480
+    for row in rows:
+        assert (row["new_caption"] is not None) == (row["action"] == "re-pair")
+    assert digest(shards) == before
+    mine, scanned = read_manifest(done.manifest), read_manifest(scan.folder / "scan.parquet")
+    assert (mine.keep, mine.drop, mine.new_caption) == (scanned.keep, scanned.drop, scanned.new_caption)
+
+
+def test_new_shards(scan: Scan, shards: Path, tmp_path: Path) -> None:
+    done = repair(scan, tmp_path / "out", to="wds")
+    made = [pair for path in sorted((tmp_path / "out").glob("*.tar")) for pair in read_shard(path)]
+    assert [(p.key, p.caption, p.image) for p in made] == written(shards, done.manifest) and len(made) == done.written
+    new = read_manifest(done.manifest).new_caption
+    original = {row["key"]: row["caption"] for row in scan.rows(["key", "caption"])}
+    for pair in made:
+        assert pair.metadata.get("original_caption") == (original[pair.key] if pair.key in new else None)
+        assert pair.label and "uid" in pair.metadata
+    again = repair(scan, tmp_path / "again", to="wds")
+    assert digest(tmp_path / "out")["00000-00000.tar"] == digest(tmp_path / "again")["00000-00000.tar"] and again
+
+
+def test_csv_as_open_clip_reads_it(scan: Scan, shards: Path, tmp_path: Path) -> None:
+    done = repair(scan, tmp_path / "out", to="csv")
+    with (tmp_path / "out" / "pairs.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    made = [(r["key"], r["title"], (tmp_path / "out" / r["filepath"]).read_bytes()) for r in rows]
+    assert made == written(shards, done.manifest)
+
+
+def test_parquet(scan: Scan, shards: Path, tmp_path: Path) -> None:
+    done = repair(scan, tmp_path / "out", to="parquet")
+    parts = [path for path in sorted((tmp_path / "out").glob("*.parquet")) if path.name != "manifest.parquet"]
+    rows = [row for path in parts for row in pq.read_table(path).to_pylist()]
+    assert [(row["key"], row["caption"], row["image"]) for row in rows] == written(shards, done.manifest)
+
+
+def test_datacomp_uids_are_those_kept_as_they_came(scan: Scan, tmp_path: Path) -> None:
+    done = repair(scan, tmp_path / "out", to="datacomp-npy")
+    uids = np.load(tmp_path / "out" / "uids.npy", allow_pickle=False)
+    kept = sorted(int(key.split("-")[1]) for key in read_manifest(done.manifest).keep)
+    assert uids.dtype == np.dtype("u8,u8") and [int(low) for _, low in uids] == kept
+    assert all(high == 0 for high, _ in uids) and done.written == len(kept)
+
+
+def test_hf_needs_its_package_or_writes_a_data_set(scan: Scan, shards: Path, tmp_path: Path) -> None:
+    try:
+        import datasets
+    except ImportError:
+        with pytest.raises(UserError, match=r"pip install 'otcclip\[hf\]'"):
+            repair(scan, tmp_path / "out", to="hf")
+        assert not (tmp_path / "out").exists()
+        return
+    done = repair(scan, tmp_path / "out", to="hf")
+    made = datasets.load_from_disk(str(tmp_path / "out" / "dataset"))
+    assert [(r["key"], r["caption"]) for r in made] == [row[:2] for row in written(shards, done.manifest)]
+
+
+def test_a_stricter_rule_than_the_scans(scan: Scan, tmp_path: Path) -> None:
+    lax = repair(scan, tmp_path / "lax", Rule(alpha=0.4, repair=False))
+    strict = repair(scan, tmp_path / "strict", Rule(alpha=1e-9))
+    assert lax.actions["keep"] > strict.actions["keep"] and lax.actions["re-pair"] == 0
+
+
+def test_a_source_that_changed_since_is_refused_and_leaves_nothing(
+    scan: Scan, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from otcclip.curation import repair as module
+
+    real = module.find_units
+
+    def fewer(*args: object, **kwargs: object) -> object:
+        return real(*args, **kwargs)[:2]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "find_units", fewer)
+    with pytest.raises(UserError, match="is not there any more"):
+        repair(scan, tmp_path / "out", to="wds")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_and_formats_are_named(scan: Scan, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is there already"):
+        repair(scan, shards)
+    with pytest.raises(UserError, match=r"--to 'wbs'; did you mean 'wds'"):
+        repair(scan, tmp_path / "out", to="wbs")

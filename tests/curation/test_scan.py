@@ -1,0 +1,225 @@
+"""A scan finds what was planted, whatever the shards' cut, order, jobs, kills and broken members."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from otcclip.attacks import PoisonRecord, write_records
+from otcclip.curation import Rule, Scan, ScanOptions
+from otcclip.curation import scan as scan_module
+from otcclip.data import Pair, write_shard
+from otcclip.errors import UserError
+
+LEVELS = Rule(alpha=0.1, seconded=4.0)  # as the fixture `scan`
+WRONG = {f"pair-{i:04d}" for i in range(5, 480, 10)}
+
+
+def rows(scan: Scan) -> list[dict[str, Any]]:
+    return list(scan.rows())
+
+
+def comparable(scan: Scan) -> dict[str, tuple[Any, ...]]:
+    """Rows by key, numbers rounded: sums over other batches may differ in their last bits."""
+    skip = ("unit",)
+    return {
+        row["key"]: tuple(
+            round(v, 4) if isinstance(v, float) else v for name, v in sorted(row.items()) if name not in skip
+        )
+        for row in scan.rows()
+    }
+
+
+def test_finds_what_was_planted_and_names_it_rightly(scan: Scan, pairs: list[Pair]) -> None:
+    found = rows(scan)
+    assert [row["key"] for row in found] == [pair.key for pair in pairs]
+    assert [row["caption"] for row in found] == [pair.caption for pair in pairs]
+    worst = sorted(found, key=lambda row: -row["lie"])[:24]
+    assert {row["key"] for row in worst} <= WRONG
+    label = {pair.key: pair.label for pair in pairs}
+    assert np.mean([label[row["best_key"]] == label[row["key"]] for row in worst]) > 0.9
+    kept = {row["key"] for row in found if row["action"] == "keep"}
+    assert len(kept) > 300 and len(kept & WRONG) <= 1
+    assert scan.summary()["actions"] == {a: sum(r["action"] == a for r in found) for a in ("keep", "re-pair", "drop")}
+
+
+def test_what_the_encoder_cannot_serve_is_null_and_the_rest_is_not(scan: Scan) -> None:
+    table = scan.table()
+    for name in ("ot_distance_score", "own_rank_score", "clip_score_score", "gmm_score", "own_distance", "margin"):
+        assert table[name].null_count == len(table), name
+    for name in ("neighbour_ot_score", "caption_fdr_score", "dao_score", "ensemble_score", "lie", "p_value", "phash"):
+        assert table[name].null_count == 0, name
+
+
+def test_actions_are_the_rule_applied_to_the_columns(scan: Scan) -> None:
+    table = scan.table()
+    lie, place = (table[name].to_numpy() for name in ("lie", "best_place"))
+    assert table["action"].to_pylist() == LEVELS.decide(lie, place, np.full(len(lie), np.nan)).tolist()
+
+
+def test_save_and_load(scan: Scan, tmp_path: Path) -> None:
+    scan.report()
+    copy = scan.save(tmp_path / "copy")
+    assert comparable(copy) == comparable(scan) and copy.summary() == scan.summary()
+    assert (copy.folder / "report.html").is_file() and not (copy.folder / "features").exists()
+    with pytest.raises(UserError, match="no finished scan"):
+        Scan.load(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["encode_unit", "score_unit", "finish"])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_killed_scan_goes_on_and_ends_with_the_same_rows(
+    stage: str, after: int, scan: Scan, shards: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = getattr(scan_module, stage), []
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if len(calls) == (after if stage != "finish" else 0):
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(scan_module, stage, killed)
+    with pytest.raises(KeyboardInterrupt):
+        Scan.run(shards, encoder, tmp_path / "cut")
+    monkeypatch.setattr(scan_module, stage, real)
+    seen = encoder.seen
+    again = Scan.run(shards, encoder, tmp_path / "cut", ScanOptions(resume=True, rule=LEVELS))
+    assert comparable(again) == comparable(scan)
+    done = 120 * after if stage == "encode_unit" else 480
+    assert seen == done and encoder.seen == 480, "a finished shard is not encoded twice"
+
+
+def test_a_killed_write_leaves_no_half_row_file(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    out = tmp_path / "cut"
+    Scan.run(shards, encoder, out)
+    for part in ("rows", "features"):
+        for path in sorted((out / part).iterdir())[::2]:
+            path.unlink()
+    assert len(rows(Scan.run(shards, encoder, out, ScanOptions(resume=True, rule=LEVELS)))) == 480
+
+
+def test_two_jobs_make_the_rows_of_one(scan: Scan, shards: Path, encoder: Any, tmp_path: Path) -> None:
+    out, two = tmp_path / "two", ScanOptions(num_shards=2, rule=LEVELS)
+    first = Scan.run(shards, encoder, out, two)
+    assert first.waiting == 2 and not (out / "summary.json").exists()
+    second = Scan.run(shards, encoder, out, replace(two, shard_index=1))
+    assert second.waiting == 2  # the first job's rows
+    assert not Scan.run(shards, encoder, out, replace(two, resume=True)).waiting
+    assert comparable(Scan.load(out)) == comparable(scan) and encoder.seen == 480
+
+
+def test_rows_do_not_depend_on_the_cut_into_shards(scan: Scan, pairs: list[Pair], encoder: Any, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.tar"
+    write_shard(whole, pairs[::-1])
+    other = comparable(Scan.run(whole, encoder, tmp_path / "whole"))
+    mine = comparable(scan)
+    assert other.keys() == mine.keys()
+    lie = {row["key"]: row["lie"] for row in rows(scan)}
+    for row in rows(Scan.load(tmp_path / "whole")):
+        assert abs(row["lie"] - lie[row["key"]]) < 1e-3
+
+
+def test_a_reference_smaller_than_the_data(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    found = Scan.run(shards, encoder, tmp_path / "out", ScanOptions(reference=400, rule=LEVELS))
+    assert found.summary()["reference"] == 400
+    table = found.table(["key", "lie", "action"]).to_pylist()
+    assert len(table) == 480 and sum(row["action"] == "keep" for row in table) > 300
+    assert {row["key"] for row in sorted(table, key=lambda r: -r["lie"])[:24]} <= WRONG
+
+
+def test_a_broken_shard_stops_nobody_else_and_is_retried(
+    scan: Scan, shards: Path, encoder: Any, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for path in sorted(shards.iterdir()):
+        (mine / path.name).write_bytes(path.read_bytes())
+    whole = (mine / "00002.tar").read_bytes()
+    (mine / "00002.tar").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    first = Scan.run(mine, encoder, out, ScanOptions(rule=LEVELS))
+    assert len(first.failures) == 1 and "truncated" in first.failures[0][1]
+    assert len(rows(first)) == 360 and list(first.summary()["failed"]) == [first.failures[0][0]]
+    (mine / "00002.tar").write_bytes(whole)
+    before = encoder.seen
+    second = Scan.run(mine, encoder, out, ScanOptions(resume=True, rule=LEVELS))
+    assert not second.failures and encoder.seen == before + 120
+    assert comparable(second) == comparable(scan)
+
+
+def test_detection_is_measured_against_the_truth(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    truth = tmp_path / "poison.parquet"
+    write_records(truth, [PoisonRecord(key, "lies", "", "", "", 0, "was") for key in WRONG])
+    found = Scan.run(shards, encoder, tmp_path / "out", poison=truth).summary()["truth"]
+    assert found["detection"]["caption_fdr_score"]["lies"]["auroc"] > 0.95
+    assert (
+        found["detection"]["caption_fdr_score"]["lies"]["poison"] == 48 and "clip_score_score" not in found["detection"]
+    )
+    assert sum(found["actions"]["lies"].values()) == 48 and sum(found["honest"].values()) == 432
+    stranger = tmp_path / "other.parquet"
+    write_records(stranger, [PoisonRecord("nobody", "lies", "", "", "", 0, "was")])
+    with pytest.raises(UserError, match="names no pair of this scan"):
+        Scan.run(shards, encoder, tmp_path / "other", poison=stranger)
+
+
+def test_a_csv_is_scanned_in_pieces(pairs: list[Pair], encoder: Any, scan: Scan, tmp_path: Path) -> None:
+    lines = ["filepath\ttitle"]
+    for pair in pairs:
+        (tmp_path / f"{pair.key}.png").write_bytes(pair.image)
+        lines.append(f"{tmp_path / pair.key}.png\t{pair.caption}")
+    source = tmp_path / "pairs.csv"
+    source.write_text("\n".join(lines) + "\n")
+    found = rows(Scan.run(source, encoder, tmp_path / "out"))
+    assert [row["caption"] for row in found] == [pair.caption for pair in pairs]
+    np.testing.assert_allclose([row["p_value"] for row in found], [row["p_value"] for row in scan.rows()], atol=1e-3)
+
+
+Break = Callable[[Path], None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ScanOptions(), "holds a scan already; --resume"),
+        (ScanOptions(resume=True, dataset_type="img2dataset"), "a scan of another dataset type"),
+        (ScanOptions(resume=True, shard_index=2, num_shards=2), "--shard-index 2 of --num-shards 2"),
+        (ScanOptions(resume=True, detectors=("doa",)), "unknown detector 'doa'; did you mean 'dao'"),
+    ],
+)
+def test_a_folder_in_the_way_or_a_bad_option_is_one_line(
+    options: ScanOptions, message: str, scan: Scan, shards: Path, encoder: Any
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Scan.run(shards, encoder, scan.folder, options)
+
+
+def test_a_folder_of_something_else_is_left_alone(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds no scan"):
+        Scan.run(shards, encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_ray_that_is_not_there_is_one_line(
+    shards: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'otcclip\[ray\]'"):
+        Scan.run(shards, encoder, tmp_path / "out", ScanOptions(ray=True))
+
+
+def test_throughput_adds_up(scan: Scan) -> None:
+    speed = scan.summary()["throughput"]
+    assert 0 < speed["encoder_seconds"] < speed["seconds"] and speed["scoring_seconds"] < speed["seconds"]
+    np.testing.assert_allclose(speed["ratio"], speed["encoder_seconds"] / speed["seconds"])
+    np.testing.assert_allclose(speed["pairs_per_second"] * speed["seconds"], 480)
+    assert json.loads((scan.folder / "scan.json").read_text())["encoder"] == {"model": "toy", "image_size": 64}
+    assert pq.read_metadata(scan.folder / "scan.parquet").num_rows == 480
