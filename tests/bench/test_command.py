@@ -74,11 +74,11 @@ def test_flags_reach_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 1200) -> None:
+def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path, seconds: float = 1200) -> None:
     for _ in range(int(seconds / 0.05)):
         if path.exists():
             return
-        assert process.poll() is None, "it ended before it was to be killed"
+        assert process.poll() is None, f"it ended before it was to be killed: {log.read_text()}"
         time.sleep(0.05)
     raise AssertionError(f"{path} never came")
 
@@ -93,9 +93,10 @@ def test_a_matrix_that_was_killed_goes_on(
     arguments += ["--target", "rocket", "--processes", "1", "--no-clean-reference"]
     command = [sys.executable, "-m", "otcclip.cli", *arguments]
     folder = out / slug(GROUP) / "seed-0"
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        wait_for(folder / "clip" / "cell.json", process)
-        wait_for(folder / "roclip" / "spec.json", process)
+    log = tmp_path / "log"
+    with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
+        wait_for(folder / "clip" / "cell.json", process, log)
+        wait_for(folder / "roclip" / "spec.json", process, log)
         process.send_signal(signal.SIGKILL)
     first = (folder / "clip" / "cell.json").stat().st_mtime_ns
     assert not (folder / "roclip" / "cell.json").exists()
