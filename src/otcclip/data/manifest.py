@@ -105,6 +105,6 @@ def read_manifest(path: Path | str) -> Manifest:
             if not caption:
                 raise UserError(f"{path}: pair {printable(key)!r} is re-paired without a new caption")
             new[key] = caption
-    if sum(map(len, sets.values())) != len(keys):
+    if len(set().union(*sets.values())) != len(keys):
         raise UserError(f"{path}: a key is given twice")
     return Manifest(str(path), frozenset(sets["keep"]), new, frozenset(sets["drop"]))

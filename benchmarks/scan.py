@@ -1,0 +1,117 @@
+"""Scan: what a scan costs beside its encoder, and that its memory does not grow with the data.
+
+python benchmarks/scan.py memory                         # 1e4 and 1e6 simulated rows, peak memory of scoring each
+python benchmarks/scan.py throughput SHARDS [PAIRS]      # the trusted encoder over the first PAIRS pairs (2,000)
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+UNIT, CELLS, DIM, REFERENCE = 10_000, 9, 32, 2_048
+
+
+def simulate(folder: Path, rows: int) -> None:
+    """Score `rows` simulated pairs, unit by unit, and print this process's peak memory."""
+    import json
+    from dataclasses import asdict
+
+    from safetensors.torch import save_file
+
+    from otcclip.curation.decide import Rule
+    from otcclip.curation.encode import SCHEMA, Encoded
+    from otcclip.curation.score import load_reference, score_unit, take_census
+    from otcclip.curation.units import Unit
+    from otcclip.detectors import DETECTORS, make
+
+    (folder / "features").mkdir(parents=True)
+    captions = [f"thing{i % 50} in style{i // 50}" for i in range(400)]
+    units = [Unit(f"{i:05d}", "simulated") for i in range(rows // UNIT)]
+    for number, unit in enumerate(units):
+        draw = torch.Generator().manual_seed(number)
+        local = F.normalize(torch.randn(UNIT * CELLS, DIM, generator=draw), dim=1).half()
+        text = F.normalize(torch.randn(400, DIM, generator=draw), dim=1).half()
+        kind = torch.randint(400, (UNIT,), generator=draw)
+        tensors = {
+            "image": F.normalize(local.float().view(UNIT, CELLS, DIM).mean(1), dim=1).half(),
+            "image_local": local,
+            "image_offsets": torch.arange(UNIT + 1) * CELLS,
+            "text": text,
+            "text_local": text.repeat_interleave(3, 0),
+            "text_offsets": torch.arange(401) * 3,
+            "caption_of": kind,
+        }
+        save_file(tensors, folder / "features" / f"{unit.name}.safetensors")
+        columns = {
+            "key": [f"{number}-{i}" for i in range(UNIT)],
+            "caption": [captions[i] for i in kind.tolist()],
+            "sha256": [f"{number}-{i}" for i in range(UNIT)],
+            "phash": np.random.default_rng(number).integers(0, 2**63, UNIT, dtype=np.uint64),
+            "label": [None] * UNIT,
+        }
+        said = {"encoded": json.dumps(asdict(Encoded(unit.name, UNIT, 0, 1.0, 1.0)))}
+        table = pa.table(columns, schema=SCHEMA).replace_schema_metadata(said)
+        pq.write_table(table, folder / "features" / f"{unit.name}.parquet")
+    detectors, joint = [make(name) for name in DETECTORS], (False, False)
+    begun = time.perf_counter()
+    census = take_census(units, folder, REFERENCE)
+    reference = load_reference(units, folder, census, joint)
+    for unit in units:
+        score_unit(unit, folder, reference, census.usable[unit.name], detectors, Rule(), "benchmark")
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    print(f"{rows:>9,} rows  peak {peak:7.0f} MiB  {rows / (time.perf_counter() - begun):7.0f} rows/s", flush=True)
+
+
+def memory() -> None:
+    for rows in (10_000, 100_000, 1_000_000):
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, __file__, "simulate", folder + "/scan", str(rows)], check=True)
+
+
+def throughput(shards: str, pairs: int) -> None:
+    """The whole scan against the bare forward passes of the same encoder over the same decoded images, in one process."""
+    from itertools import islice
+
+    from otcclip.curation import Scan, trusted_encoder
+    from otcclip.data import expand_shards, read_shard, write_shard
+    from otcclip.data.decode import decode_image
+
+    encoder = trusted_encoder()
+    chosen = list(islice((pair for shard in expand_shards(shards) for pair in read_shard(shard)), pairs))
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(Path(folder) / "00000.tar", chosen)
+        images = [torch.from_numpy(decode_image(pair.image, encoder.image_size)) for pair in chosen]
+        encoder.images(torch.stack(images[:64]).permute(0, 3, 1, 2))  # warm
+        begun = time.process_time()
+        for start in range(0, pairs, 256):
+            encoder.images(torch.stack(images[start : start + 256]).permute(0, 3, 1, 2))
+        alone = time.process_time() - begun
+        del images
+        begun = time.process_time()
+        Scan.run(Path(folder) / "00000.tar", encoder, Path(folder) / "scan")
+        whole = time.process_time() - begun
+    print(f"{pairs:,} pairs, {encoder.name} at {encoder.image_size} px, one thread, CPU seconds")
+    print(f"encoder alone, images only  {alone:7.1f} s  {pairs / alone:7.1f} pairs/s")
+    print(f"scan, everything            {whole:7.1f} s  {pairs / whole:7.1f} pairs/s  ({alone / whole:.2f}x)")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, rest = sys.argv[1], sys.argv[2:]
+    if what == "memory":
+        memory()
+    elif what == "simulate":
+        simulate(Path(rest[0]), int(rest[1]))
+    else:
+        throughput(rest[0], int(rest[1]) if len(rest) > 1 else 2000)
