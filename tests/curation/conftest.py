@@ -1,4 +1,5 @@
-"""Shards of small structured pictures, some under three captions they do not deserve, and an encoder that needs no weights."""
+"""Shards of small structured pictures, some under three captions they do not deserve, and an encoder
+that needs no weights."""
 
 from __future__ import annotations
 
