@@ -80,7 +80,7 @@ def memory() -> None:
 
 
 def throughput(shards: str, pairs: int) -> None:
-    """The whole scan against the bare forward passes of the same encoder over the same decoded images, in one process."""
+    """The whole scan against bare forward passes of the same encoder over the same decoded images, in one process."""
     from itertools import islice
 
     from otcclip.curation import Scan, trusted_encoder
