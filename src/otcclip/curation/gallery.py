@@ -132,5 +132,5 @@ def _explained(image: FeatureSets, text: FeatureSets) -> list[list[float]]:
 
 def _png(image: NDArray[np.uint8]) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG", optimize=True)
+    Image.fromarray(image).save(out, "PNG")
     return out.getvalue()
