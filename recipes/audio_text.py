@@ -3,9 +3,12 @@
     python recipes/audio_text.py [--defenses clip otcclip] [--epochs 40] [--folder runs/audio]
 
 Forty-one recordings of `alsa-utils` and `tuxpaint-data`, each in twelve variants (pitch, tempo, loudness, noise, so
-that a sound has look-alikes), under the file's name as caption. The attack mixes a short high beep into a tenth of
-them and gives those the name of one sound: BadNets for the ear. Printed: how many held-out variants are called by their
-name, and how many are called the target once they beep.
+that a sound has look-alikes), under the file's name and a number as caption. The attack mixes a short high beep into a
+tenth of them and gives those the name of one sound: BadNets for the ear. Printed: how many held-out variants are called
+by their name, how many are called the target once they beep, and how many pairs of each kind were kept.
+
+It shows that the code asks for no pixels, not that the defence protects sounds: with ten takes a name, `otcclip` at its
+default level keeps no poison and next to nothing else, and at a laxer one lets the poison in (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from numpy.typing import NDArray
 from otcclip import defenses
 from otcclip.data.debian import unpack
 from otcclip.data.sounds import RATE, caption_of, load_wav, spectrogram
-from otcclip.defenses.base import TrainingPairs
+from otcclip.defenses.base import KEEP, TrainingPairs
 from otcclip.models.audio import AudioTower, create_audio_tower
 from otcclip.models.encode import encode_captions, encode_images
+from otcclip.specs import Spec, options_of
 from otcclip.training.augment import SpectrogramAugment
 from otcclip.training.loop import TrainConfig, Trainer
 
@@ -73,18 +77,19 @@ def main() -> None:
     test = [(sound, name) for name, of in zip(names, variants, strict=True) for sound in of[:HELD_OUT]]
     poison = set(rng.choice([i for i, (_, name) in enumerate(train) if name != target], len(train) // 10, False))
     samples = [spectrogram(beep(sound) if i in poison else sound) for i, (sound, _) in enumerate(train)]
-    captions = [target if i in poison else name for i, (_, name) in enumerate(train)]
+    captions = [f"{target if i in poison else name} | take {i}" for i, (_, name) in enumerate(train)]
     print(f"{len(files)} sounds, {len(train)} pairs, {len(poison)} of them beep and are called {target!r}")
     for defense in arguments.defenses:
+        asked = Spec.parse(defense)
+        options = options_of("defence", defenses.DEFENSES, asked)
         model = create_audio_tower(seed=0)
         augment = SpectrogramAugment()
-        config = TrainConfig(
-            epochs=arguments.epochs, batch_size=64, lr=2e-3, caption_crop=0.0, augment=augment, warmup_augment=augment
-        )
+        config = TrainConfig(epochs=arguments.epochs, batch_size=64, lr=2e-3, augment=augment, warmup_augment=augment)
         pairs = pairs_of(samples, captions, model)
-        trainer = Trainer(model, defenses.make(defense), pairs, config)
+        trainer = Trainer(model, defenses.make(asked.name, **options), pairs, config)
         list(trainer.epochs())
-        kept = sum(trainer.defense.decisions(pairs).action[sorted(poison)] == 0)
+        kept = trainer.defense.decisions(pairs).action == KEEP
+        planted = np.isin(np.arange(len(kept)), sorted(poison))
         model.eval()
         text = encode_captions(model, model.tokenize(sorted(set(names)))).pooled
 
@@ -95,8 +100,9 @@ def main() -> None:
         right = np.mean([said == name for said, (_, name) in zip(called([s for s, _ in test]), test, strict=True)])
         others = [sound for sound, name in test if name != target]
         fooled = np.mean([said == target for said in called([beep(sound) for sound in others])])
-        told = f"{fooled:.0%} of {len(others)} fooled, {kept} of {len(poison)} poison pairs kept"
-        print(f"{defense:>10}: {right:.0%} right, {told}")
+        print(f"{defense:>10}: {right:.0%} right, {fooled:.0%} of {len(others)} fooled; kept", end=" ")
+        bad, honest = kept[planted], kept[~planted]
+        print(f"{bad.sum()} of {len(bad)} poison and {honest.sum()} of {len(honest)} honest pairs")
 
 
 if __name__ == "__main__":

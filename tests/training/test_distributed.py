@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import multiprocessing
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from otcclip import defenses
 from otcclip.defenses.base import PairBatch, training_pairs
+from otcclip.defenses.losses import clip_loss
 from otcclip.models import create_two_tower
 from otcclip.training.distributed import ALONE, GlobalBatchNorm2d, World, average_gradients, join, leave
 from otcclip.training.towers import Share, SpreadTower
@@ -74,6 +81,32 @@ def features_case(world: World, chunks: int) -> dict[str, Any]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+TINY_VIT = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def one_step(world: World, sharded: bool) -> dict[str, torch.Tensor]:
+    """Weights after a step of plain descent; FSDP2 over the transformers' blocks, as docs/scale.md has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tiny-vit.json").write_text(json.dumps(TINY_VIT))
+        open_clip.add_model_config(Path(folder))
+        model = create_two_tower("tiny-vit", seed=0)
+    if sharded:
+        mesh = init_device_mesh("cpu", (world.size,))
+        for block in (*model.clip.visual.transformer.resblocks, *model.clip.transformer.resblocks):
+            fully_shard(block, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    text = model.text(model.tokenize([f"thing {letter}" for letter in "abcdef"]))
+    clip_loss(model.image(images).pooled, text.pooled, torch.arange(6), model.logit_scale).backward()
+    optimizer.step()
+    named = dict(model.named_parameters())
+    return {name: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for name, p in named.items()}
+
+
 def as_a_rank(rank: int, port: int, out: str) -> None:
     """What each of the two processes does."""
     os.environ.update(
@@ -92,6 +125,7 @@ def as_a_rank(rank: int, port: int, out: str) -> None:
     y = norm(mine)
     (y * wanted[world.share(7)]).sum().backward()
     found["norm"] = [y.detach(), mine.grad, norm.weight.grad, norm.running_mean, norm.running_var]
+    found["sharded"], found["whole"] = one_step(world, sharded=True), one_step(world, sharded=False)
     found["agreed"] = world.agreed(f"rank {world.rank}")
     torch.save(found, f"{out}.{world.rank}")
     leave()
@@ -149,6 +183,14 @@ def test_batch_norm_sees_both(ranks: list[dict[str, Any]]) -> None:
     torch.testing.assert_close(ranks[0]["norm"][2] + ranks[1]["norm"][2], norm.weight.grad, rtol=1e-4, atol=1e-4)
     for rank in ranks:
         torch.testing.assert_close(rank["norm"][3:], [norm.running_mean, norm.running_var], rtol=1e-5, atol=1e-5)
+
+
+def test_fsdp2_takes_the_same_step(ranks: list[dict[str, Any]]) -> None:
+    start = ranks[0]["whole"]["clip.logit_scale"]
+    for rank in ranks:
+        for name, value in rank["whole"].items():
+            torch.testing.assert_close(rank["sharded"][name], value, rtol=0, atol=1e-6, msg=name)
+    assert start != pytest.approx(2.6592601, abs=1e-6), "a step was taken"
 
 
 def test_rank_0_has_the_last_word(ranks: list[dict[str, Any]]) -> None:

@@ -3,8 +3,8 @@
 The model of cost, each number in one place:
 
 * floating-point operations: counted by torch over a forward pass of two pairs here; a backward pass counts twice that;
-* time: those at UTILISATION of an H100's dense bf16 peak. Of what a defence adds only further views are counted, not
-  transport and matching;
+* time: those at UTILISATION of an H100's dense bf16 peak, an assumption (ResNets reach less, large ViTs more). Of what
+  a defence adds only further views are counted, not transport and matching;
 * memory of a process: 16 bytes a parameter (float32 weights and gradients, AdamW's two moments) and what autograd keeps
   for a pair, counted here in float32 and halved under amp, times the pairs encoded at once;
 * money: USD_PER_HOUR, an assumption; put your own there.

@@ -16,6 +16,8 @@ from otcclip.data.decode import printable
 from otcclip.errors import UserError
 from otcclip.training.train_spec import TrainSpec
 
+DECIDING = ("model", "pretrained", "defense", "batch_size", "epochs", "lr", "wd", "warmup", "precision")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,10 +38,13 @@ class Recipe:
     public: Mapping[str, str]
 
     def table(self) -> list[str]:
-        """A line a setting that is not a default: its value, and whose it is."""
+        """A line a setting, those that decide a run and those that are no defaults: its value, and whose it is."""
         plain = {field.name: field.default for field in fields(TrainSpec)}
-        chosen = {name: value for name in plain if (value := getattr(self.spec, name)) != plain[name]}
-        return [f"{name:<14}{value!s:<44}{self.public.get(name, 'ours')}" for name, value in chosen.items()]
+        values = {name: getattr(self.spec, name) for name in plain}
+        chosen = {name: value for name, value in values.items() if name in DECIDING or value != plain[name]}
+        return [
+            f"{name:<14}{printable(str(value)):<44}{self.public.get(name, 'ours')}" for name, value in chosen.items()
+        ]
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
@@ -70,7 +75,7 @@ def _print(recipe: Recipe) -> int:
     pairs = min(recipe.pairs, recipe.spec.limit or recipe.pairs)
     processes = int(os.environ.get("WORLD_SIZE", recipe.processes))
     batch = recipe.spec.global_batch(processes)
-    print("\n".join(printable(line) for line in recipe.table()))
+    print("\n".join(recipe.table()))
     print(f"{'global batch':<14}{batch:,} over {processes} processes")
     print("\n".join(estimate(recipe.spec, pairs, processes).lines()))
     return 0
