@@ -1,9 +1,10 @@
 """One of the processes of `otcclip train`:
 
-    torchrun --nproc-per-node 8 -m otcclip.train --train-data "shards/{00000..00331}.tar" --model RN50 --batch-size 128
+    torchrun --nproc-per-node 8 -m otcclip.train -- --train-data "cc3m/{00000..00331}.tar" --model RN50 --batch-size 128
 
-The same options as `otcclip train`, which is this with one process. A rank that dies takes the others with it, in a
-line; the same command with `--resume latest` goes on from the last checkpoint.
+The same options as `otcclip train`, which is this with one process; `--` ends torchrun's own, which would else take
+`--logs` for one of them cut short. A rank that dies takes the others with it, in a line; the same command with
+`--resume latest` goes on from the last checkpoint.
 """
 
 from __future__ import annotations

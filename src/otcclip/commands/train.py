@@ -10,7 +10,7 @@ from otcclip.training.train_spec import TrainSpec
 
 
 def train(spec: Annotated[TrainSpec, tyro.conf.OmitArgPrefixes]) -> None:
-    """Train on your own pairs, with or without a defence; on many GPUs, `torchrun -m otcclip.train` with these options.
+    """Train on your own pairs, with or without a defence; on many GPUs, `torchrun -m otcclip.train -- ...`.
 
     Args:
         spec: settings of the run.
