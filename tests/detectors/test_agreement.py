@@ -6,6 +6,7 @@ import numpy as np
 import ot
 
 from otcclip.detectors.agreement import MAX_WORDS, CaptionAgreement, words
+from otcclip.evidence.captions import agreement_table
 
 CAPTIONS = ("a polar bear, arctic", "brown bear", "a banana, fruit", "fruit bowl, a banana", "a", "snow, arctic snow")
 
@@ -14,7 +15,7 @@ def test_is_one_minus_transport_under_the_discrete_metric() -> None:
     agreement = CaptionAgreement(CAPTIONS)
     marginals = agreement.marginals(CAPTIONS)
     dense = marginals.toarray().astype(float)
-    table = agreement.table(marginals, marginals)
+    table = agreement_table(marginals, marginals)
     metric = 1 - np.eye(dense.shape[1])
     for i, a in enumerate(dense):
         for j, b in enumerate(dense):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from otcclip.detectors import PairFeatures, look_alikes, make
 from otcclip.detectors.look_alikes import NEIGHBOURS, SHARPNESS, grid_side, view_vectors, windows
+from otcclip.evidence.captions import agreement_table
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.models import Features
 from otcclip.transport import FeatureSets
@@ -23,8 +24,8 @@ def loop(features: PairFeatures) -> np.ndarray:
     against = features.against
     distinct, kind = against.kinds
     words = against.agreement
-    table = words.table(words.marginals(distinct), words.marginals(distinct))
-    mine = words.table(words.marginals(features.captions), words.marginals(distinct))
+    table = agreement_table(words.marginals(distinct), words.marginals(distinct))
+    mine = agreement_table(words.marginals(features.captions), words.marginals(distinct))
     counts = np.bincount(kind)
     own = features.self_index.tolist()
     queries, voters = view_vectors(features).float(), view_vectors(against).float()

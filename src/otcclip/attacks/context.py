@@ -133,8 +133,7 @@ class PoisonContext:
         Without repetition if there are enough; else each as often as any other, give or take one.
         """
         own = self.train.where(name)
-        rounds = [rng.permutation(own) for _ in range(-(-count // len(own)))]
-        return [int(i) for i in np.concatenate(rounds)[:count]]
+        return [int(own[i]) for i in evenly(len(own), count, rng)]
 
     def backdoor_trial(self, attack: str, target: str) -> Trial:
         """The trial of a backdoor: every test image whose class is not `target` is to be called `target`.
@@ -177,6 +176,15 @@ class PoisonContext:
             fresh.append(next(key for key in map(candidate, itertools.count()) if key not in used))
             used.add(fresh[-1])
         return fresh
+
+
+def evenly(n: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` of the numbers below `n`, in drawn order.
+
+    Without repetition if there are enough; else each as often as any other, give or take one.
+    """
+    rounds = [rng.permutation(n) for _ in range(-(-count // n))]
+    return [int(i) for i in np.concatenate(rounds)[:count]]
 
 
 def _halves(key: str) -> tuple[str, str]:

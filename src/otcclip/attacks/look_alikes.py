@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from otcclip.evidence import neighbours
 from otcclip.evidence.descriptors import descriptors, views
-from otcclip.evidence.neighbours import NEAR_DUPLICATE, NEIGHBOURS, ROWS, near_duplicates
+from otcclip.evidence.neighbours import NEAR_DUPLICATE, NEIGHBOURS
 
 
 def look_alikes(images: NDArray[np.uint8], k: int = NEIGHBOURS) -> NDArray[np.int64]:
@@ -17,12 +18,7 @@ def look_alikes(images: NDArray[np.uint8], k: int = NEIGHBOURS) -> NDArray[np.in
     By the descriptor of the whole image; fewer columns where there are fewer images.
     """
     vectors = _vectors(images)
-    found = []
-    for tile, (row, twin) in zip(vectors.split(ROWS), near_duplicates(vectors), strict=True):
-        similarity = (tile @ vectors.T).float()
-        similarity[row, twin] = -2.0
-        found.append(similarity.topk(min(k, len(vectors) - 1), dim=1).indices)
-    return torch.cat(found).numpy()
+    return neighbours.look_alikes(vectors, neighbours.near_duplicates(vectors), k)[1].numpy()
 
 
 def twins_among(copies: NDArray[np.uint8], source: NDArray[np.int64], others: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -14,6 +14,8 @@ from itertools import combinations
 
 import numpy as np
 
+from otcclip.attacks.context import evenly
+
 FILLERS = 40
 
 
@@ -43,15 +45,13 @@ def paraphrases(name: str, captions: Sequence[str], count: int, rng: np.random.G
     fillers = max(FILLERS, int(np.sqrt(2 * count)) + 1)
     some = ranked[:fillers]
     choices = [(), *((word,) for word in some), *combinations(some, 2)]
-    rounds = [rng.permutation(len(choices)) for _ in range(-(-count // len(choices)))]
-    drawn = [choices[i] for i in np.concatenate(rounds)[:count]]
+    drawn = [choices[i] for i in evenly(len(choices), count, rng)]
     return [sentence(name, [chosen[i] for i in rng.permutation(len(chosen))], captions) for chosen in drawn]
 
 
 def spread(captions: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """`count` captions out of the few given, each as often as any other, give or take one, in drawn order."""
-    rounds = [rng.permutation(len(captions)) for _ in range(-(-count // len(captions)))]
-    return [captions[i] for i in np.concatenate(rounds)[:count]]
+    """`count` captions out of the few given (`evenly`)."""
+    return [captions[i] for i in evenly(len(captions), count, rng)]
 
 
 def mixed(name: str, true: str, keep: int, captions: Sequence[str], known: Counter[str]) -> str:

@@ -24,7 +24,7 @@ def demo(
         epochs: training epochs of each run.
         out: folder for results and the report; finished runs found there are reused.
         corpus: folder of the emoji corpus; built when it is not there.
-        defenses: defences to compare: clip, otcclip-paper, otcclip.
+        defenses: defences to compare, by name; an unknown one lists them.
         clean_reference: also train undefended on the pairs without poison.
     """
     from otcclip.demo import run_demo

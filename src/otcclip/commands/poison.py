@@ -35,8 +35,8 @@ def poison(
     from otcclip.attacks import poison as plant
     from otcclip.attacks import write_records
     from otcclip.data import EmojiSplit, Pair, atomic_folder, load_emoji, load_store, write_shard
+    from otcclip.data.png import png
     from otcclip.errors import UserError
-    from otcclip.training.judge import png
     from otcclip.training.setting import RunSpec, make_attacks
 
     if out.exists():

@@ -72,16 +72,17 @@ def scan(
     from otcclip.errors import UserError
 
     torch.set_num_threads(threads)
+    limits = Limits(pixels=max_pixels)
     options = ScanOptions(
         dataset_type=dataset_type,
-        read=ReadOptions(csv_img_key, csv_caption_key, csv_separator, limits=Limits(pixels=max_pixels)),
+        read=ReadOptions(csv_img_key, csv_caption_key, csv_separator, limits=limits),
         detectors=detectors or tuple(DETECTORS),
         rule=Rule(alpha=alpha),
         reference=reference,
         shard_index=shard_index,
         num_shards=num_shards,
         max_bad=max_bad,
-        limits=Limits(pixels=max_pixels),
+        limits=limits,
         resume=resume,
         ray=ray,
     )

@@ -8,7 +8,6 @@ High where the cell explains the caption. Once for the caption it came with, onc
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from otcclip.attacks.records import read_records
 from otcclip.curation.encode import unit_features, unit_table
 from otcclip.curation.units import Unit
 from otcclip.data.atomic import atomic_file
 from otcclip.data.decode import DEFAULT_LIMITS, BadPair, decode_image
+from otcclip.data.png import png
 from otcclip.detectors import PairFeatures
 from otcclip.detectors.look_alikes import grid_side
 from otcclip.evidence.matching import EPSILON, ITERATIONS
@@ -65,7 +64,7 @@ def write_gallery(
                 except BadPair:
                     continue
                 own, best = heats.get(key, (None, None))
-                values = (key, _png(image), own, best, attack.get(key))
+                values = (key, png(image), own, best, attack.get(key))
                 rows.append(dict(zip(SCHEMA.names, values, strict=True)))
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
@@ -128,9 +127,3 @@ def _heats(
 def _explained(image: FeatureSets, text: FeatureSets) -> list[list[float]]:
     plans = plan(image, text, epsilon=EPSILON, iterations=ITERATIONS, validate=False)
     return [(len(p) * (p * (image[i] @ text[i].T)).sum(dim=1)).tolist() for i, p in enumerate(plans)]
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG")
-    return out.getvalue()

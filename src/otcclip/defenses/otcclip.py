@@ -114,6 +114,7 @@ class OTCClip:
         """Step 1: trust what look-alikes bear out."""
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
         self._own, self._votes, self._copies = evidence.own, evidence.votes, evidence.copies
+        self._agreement = evidence.agreement
         self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
         self._place = by_diversity(evidence.vectors, pairs.caption_of, self._suspicion)
         trusted = self._trusted(pairs)
@@ -199,7 +200,7 @@ class OTCClip:
             return {}
         return {
             name: getattr(self, f"_{name}")
-            for name in ("own", "copies", "votes", "place", "action", "caption", "suspicion")
+            for name in ("own", "copies", "votes", "place", "action", "caption", "suspicion", "warming_up")
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """How alike captions are, by optimal transport between their words and nothing learned.
 
-As `evidence.captions`: under the discrete metric OT(a, b) = 1 - sum_w min(a_w, b_w), and marginals are inverse document
-frequencies. Here for any caption against any other, sparse, with frequencies counted over one fixed set of captions: a
-shard's captions are compared with the reference's without a matrix of all with all.
+As `evidence.captions`, whose table of agreements serves here too: under the discrete metric OT(a, b) = 1 - sum_w
+min(a_w, b_w), and marginals are inverse document frequencies. Here for any caption against any other, with frequencies
+counted over one fixed set of captions: a shard's captions are compared with the reference's without a matrix of all
+with all.
 """
 
 from __future__ import annotations
@@ -48,18 +49,6 @@ class CaptionAgreement:
                     values.append(value / total)
         shape = (len(captions), max(1, len(self._column)))
         return sparse.csr_array((np.array(values, np.float32), (rows, columns)), shape=shape)
-
-    @staticmethod
-    def table(a: sparse.csr_array, b: sparse.csr_array) -> NDArray[np.float32]:
-        """Agreement of every row of `a [u, v]` with every row of `b [m, v]`: `[u, m]`."""
-        out = np.zeros((a.shape[0], b.shape[0]), np.float32)
-        by_word_a, by_word_b = a.tocsc(), b.tocsc()
-        for word in np.flatnonzero((np.diff(by_word_a.indptr) > 0) & (np.diff(by_word_b.indptr) > 0)):
-            i = slice(by_word_a.indptr[word], by_word_a.indptr[word + 1])
-            j = slice(by_word_b.indptr[word], by_word_b.indptr[word + 1])
-            smaller = np.minimum.outer(by_word_a.data[i], by_word_b.data[j])
-            out[np.ix_(by_word_a.indices[i], by_word_b.indices[j])] += smaller
-        return out
 
     @staticmethod
     def paired(a: sparse.csr_array, b: sparse.csr_array) -> NDArray[np.float32]:

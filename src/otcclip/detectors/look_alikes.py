@@ -25,6 +25,7 @@ from torch import Tensor
 from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures, take_rows
 from otcclip.detectors.matching import match
+from otcclip.evidence.captions import agreement_table
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.transport import FeatureSets
 
@@ -134,7 +135,7 @@ def _ballots(against: PairFeatures) -> _Ballots:
         if u > MOST_ASKED:
             asked = torch.randperm(u, generator=torch.Generator().manual_seed(0))[:MOST_ASKED].sort().values
         marginals = against.agreement.marginals(distinct)
-        table = torch.from_numpy(against.agreement.table(marginals, marginals[asked.numpy()]))
+        table = torch.from_numpy(agreement_table(marginals, marginals[asked.numpy()]))
         voice = 1.0 / torch.bincount(kinds, minlength=u).float()
         return _Ballots(view_vectors(against), kinds, voice[kinds], marginals, table, asked)
 

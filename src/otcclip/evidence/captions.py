@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from otcclip.errors import UserError
@@ -45,9 +46,18 @@ def caption_agreement(tokens: Tensor) -> NDArray[np.float32]:
             f"captions: agreement of {len(tokens):,} distinct captions needs the tiled form, which is not built yet "
             f"(at most {MAX_CAPTIONS:,})"
         )
-    marginals = token_marginals(tokens)
-    out = np.zeros((len(tokens), len(tokens)), np.float32)
-    for weight in marginals.T:  # a token at a time: only captions that share it gain
-        who = np.nonzero(weight)[0]
-        out[np.ix_(who, who)] += np.minimum.outer(weight[who], weight[who])
+    marginals = sparse.csr_array(token_marginals(tokens))
+    return agreement_table(marginals, marginals)
+
+
+def agreement_table(a: sparse.csr_array, b: sparse.csr_array) -> NDArray[np.float32]:
+    """Agreement `1 - OT` of every row of `a [u, v]` with every row of `b [m, v]`, marginals over the same words."""
+    out = np.zeros((a.shape[0], b.shape[0]), np.float32)
+    by_word_a, by_word_b = a.tocsc(), b.tocsc()
+    # A word at a time: only captions that share it gain.
+    for word in np.flatnonzero((np.diff(by_word_a.indptr) > 0) & (np.diff(by_word_b.indptr) > 0)):
+        i = slice(by_word_a.indptr[word], by_word_a.indptr[word + 1])
+        j = slice(by_word_b.indptr[word], by_word_b.indptr[word + 1])
+        smaller = np.minimum.outer(by_word_a.data[i], by_word_b.data[j])
+        out[np.ix_(by_word_a.indices[i], by_word_b.indices[j])] += smaller
     return out

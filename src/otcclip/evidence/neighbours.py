@@ -44,6 +44,7 @@ class Evidence:
         votes: `[n, k]` int64, look-alikes of the whole image, nearest first, near-duplicates left out.
         by_view: `[v, n]`, `own` in each view.
         vectors: `[n, d]` bfloat16, the whole images' descriptors.
+        agreement: `[u, u]` of the captions (`evidence.captions`).
     """
 
     own: Tensor
@@ -51,6 +52,7 @@ class Evidence:
     votes: Tensor
     by_view: Tensor
     vectors: Tensor
+    agreement: Tensor
 
 
 def neighbour_evidence(
@@ -70,13 +72,13 @@ def neighbour_evidence(
     ranks, votes, whole = [], None, None
     for _, vectors in descriptors(images, views()):
         twins = near_duplicates(vectors) if twins is None else twins
-        similarity, index = _look_alikes(vectors, twins)
+        similarity, index = look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
         votes, whole = (index, vectors) if votes is None else (votes, whole)
     assert votes is not None and twins is not None and whole is not None
     by_view = torch.stack(ranks)
-    return Evidence(by_view.amax(dim=0), _same_claim(twins, caption_of), votes, by_view, whole)
+    return Evidence(by_view.amax(dim=0), _same_claim(twins, caption_of), votes, by_view, whole, agreement)
 
 
 def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -102,9 +104,12 @@ def _same_claim(twins: list[tuple[Tensor, Tensor]], caption_of: Tensor) -> Tenso
     return counts
 
 
-def _look_alikes(vectors: Tensor, twins: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Similarities and indices `[n, k]` of the nearest images, near-duplicates left out."""
-    k = min(NEIGHBOURS, len(vectors) - 1)
+def look_alikes(vectors: Tensor, twins: list[tuple[Tensor, Tensor]], k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """Similarities and indices `[n, k]` of the nearest images, nearest first; `twins` (`near_duplicates`) left out.
+
+    Fewer columns where there are fewer images.
+    """
+    k = min(k, len(vectors) - 1)
     values, indices = [], []
     for tile, (row, image) in zip(vectors.split(ROWS), twins, strict=True):
         similarity = (tile @ vectors.T).float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from otcclip.attacks import Attack, LabelSwap, PoisonPlan, apply_trigger
 from otcclip.data.pairs import PairStore
+from otcclip.data.png import png
 from otcclip.evaluation.attack_success import targeted_success
 from otcclip.evaluation.swap_success import Places, swap_success
 from otcclip.evaluation.zero_shot import class_embeddings, zero_shot
@@ -130,10 +129,3 @@ class Judge:
         if missing := [name for name in names if name not in self._tokens]:
             self._tokens.update(zip(missing, model.tokenize(missing), strict=True))
         return torch.stack([self._tokens[name] for name in names])
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """`[H, W, 3]` uint8 as PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

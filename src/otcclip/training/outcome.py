@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from otcclip.data.atomic import atomic_file, write_json
+from otcclip.data.png import png
 from otcclip.defenses.base import ACTIONS, HOLD_BACK, KEEP, REPAIR, Decisions, TrainingPairs
 from otcclip.evaluation.detection import detection
 from otcclip.models import save_open_clip
-from otcclip.training.judge import Judge, png
+from otcclip.training.judge import Judge
 from otcclip.training.loop import Trainer
 from otcclip.training.setting import RunSpec, Setting, start_of
 

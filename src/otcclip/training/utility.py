@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,10 @@ def add_utility(spec: RunSpec, names: tuple[str, ...]) -> dict[str, Any]:
         return result
     torch.set_num_threads(spec.threads)
     subject = Subject(load_two_tower(spec.folder, spec.model).eval(), Path(spec.corpus), spec.hold_out)
-    taken = {name: {k: _as_dict(rate) for k, rate in MEASURES[name](subject).items()} for name in missing}
+    taken = {name: {k: asdict(rate) for k, rate in MEASURES[name](subject).items()} for name in missing}
     result = {**result, "utility": {**result.get("utility", {}), **taken}}
     write_json(spec.folder / "result.json", result)
     return result
-
-
-def _as_dict(rate: Rate) -> dict[str, float | int]:
-    return {"value": rate.value, "n": rate.n, "low": rate.low, "high": rate.high}
 
 
 def _retrieval(subject: Subject, store: PairStore) -> Rates:
