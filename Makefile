@@ -15,8 +15,8 @@ test: $(STAMP)
 	  --cov=otcclip --cov-report=term:skip-covered --cov-fail-under=85 $(TEST)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,16 +1,19 @@
-"""How much poison does the evidence let through, before any training? A minute instead of a training run.
+"""How much poison does the evidence let through, before any training? Two minutes instead of a training run.
 
-    .venv/bin/python recipes/evidence_probe.py --hold-out twemoji --seed 0
+    .venv/bin/python recipes/evidence_probe.py --hold-out twemoji --seed 0 [--crowds]
 
-Plants attacks, each with a target of its own, and prints for every level the share of honest pairs trusted and the
-poison pairs among them. First the plain attacks in one corpus, under the rules of `evidence/neighbours.py` and with one
-rule taken away at a time; then the adaptive attacks that need no model, in a second corpus, under all rules.
+Plants attacks, each with a target of its own, and prints the share of honest pairs trusted and the poison pairs among
+them: at every level under one threshold for all pairs, with the false discovery rate held by caption
+(`trust.believed`), and with no claim beyond the usual measure (`trust.in_measure`). First the plain attacks in one
+corpus, under all rules of `evidence/neighbours.py` and with one taken away at a time; then the adaptive attacks that
+need no model, in a second corpus; with --crowds also four triggers alone, 460 pairs each (5 % of the corpus).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import open_clip
@@ -21,9 +24,12 @@ from otcclip import attacks
 from otcclip.attacks import Attack, make
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.pairs import PairStore
-from otcclip.evidence import neighbours as evidence
+from otcclip.defenses import OTCClip
+from otcclip.evidence.neighbours import Evidence, neighbour_evidence
+from otcclip.evidence.trust import believed, by_diversity, in_measure
 
 LEVELS = (0.005, 0.01, 0.02, 0.05)
+RATE = OTCClip().alpha
 
 PLAIN: tuple[Attack, ...] = (
     make("badnets", target="banana"),
@@ -43,46 +49,69 @@ ADAPTIVE: tuple[Attack, ...] = (
     make("mimicry", target="rocket"),
     make("jittered"),
 )
+CROWDS = tuple(make(name, target="banana", count=460) for name in ("badnets", "sig", "filter", "blended"))
 
 
-def judge(train: PairStore, test: PairStore, crew: Sequence[Attack], seed: int, **rules: bool) -> tuple[Tensor, ...]:
-    """Shares `[n]` in the worst view and in the whole image alone, and for each pair the attack that planted it."""
+@dataclass(frozen=True)
+class Judged:
+    """A poisoned corpus's evidence, each pair's caption, and the attack that planted it (or "")."""
+
+    found: Evidence
+    caption_of: Tensor
+    kind: np.ndarray
+
+
+def judge(train: PairStore, test: PairStore, crew: Sequence[Attack], seed: int, **rules: bool) -> Judged:
     done = attacks.poison(train, test, crew, seed)
     images = torch.from_numpy(done.store.images).permute(0, 3, 1, 2)
-    distinct, caption_of = np.unique(np.asarray(done.store.captions, dtype=object), return_inverse=True)
+    distinct, number = np.unique(np.asarray(done.store.captions, dtype=object), return_inverse=True)
     tokens = open_clip.get_tokenizer("RN50")([str(c) for c in distinct], context_length=32)
-    found = evidence.neighbour_evidence(images, tokens, torch.from_numpy(caption_of.astype(np.int64)), **rules)
+    caption_of = torch.from_numpy(number.astype(np.int64))
     planter = {record.key: record.attack for record in done.records}
-    return found.own, found.by_view[0], np.array([planter.get(key, "") for key in done.store.keys])
+    kind = np.array([planter.get(key, "") for key in done.store.keys])
+    return Judged(neighbour_evidence(images, tokens, caption_of, **rules), caption_of, kind)
 
 
-def show(title: str, share: Tensor, kind: np.ndarray, names: Sequence[str]) -> None:
-    print(f"\n{title:20s} honest kept   " + "  ".join(f"{name:>14s}" for name in names))
-    print(f"{'':20s}     of pairs   " + "  ".join(f"{int((kind == name).sum()):14d}" for name in names))
-    values = share.numpy()
+def show(title: str, judged: Judged, names: Sequence[str], share: Tensor | None = None) -> None:
+    """A line a level under one threshold; for the worst view also the two rules of `evidence.trust`."""
+    found, kind = judged.found, judged.kind
+    values = found.own if share is None else share
+    print(f"\n{title:24s} honest kept   " + "  ".join(f"{name:>14s}" for name in names))
+    print(f"{'':24s}     of pairs   " + "  ".join(f"{int((kind == name).sum()):14d}" for name in names))
+
+    def line(label: str, trusted: Tensor) -> None:
+        kept = trusted.numpy()
+        leaks = "  ".join(f"{int(kept[kind == name].sum()):14d}" for name in names)
+        print(f"  {label:22s} {kept[kind == ''].mean():11.1%}   {leaks}")
+
     for level in LEVELS:
-        leaks = "  ".join(f"{int((values[kind == name] <= level).sum()):14d}" for name in names)
-        print(f"  alpha {level:<12} {(values[kind == ''] <= level).mean():11.1%}   {leaks}")
+        line(f"one threshold {level}", values <= level)
+    if share is None:
+        p = (found.own * found.copies).clamp(max=1.0)
+        chosen = believed(p, judged.caption_of, found.agreement, RATE)
+        line(f"rate {RATE} by caption", chosen)
+        place = by_diversity(found.vectors, judged.caption_of, p)
+        line("  and in measure", in_measure(chosen, place, p, judged.caption_of, found.agreement))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", default="corpora/emoji")
     parser.add_argument("--hold-out", default="twemoji")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crowds", action="store_true")
     options = parser.parse_args()
     split = load_emoji(options.corpus, 64, options.hold_out)
     names = [attack.name for attack in PLAIN]
-    own, whole, kind = judge(split.train, split.test, PLAIN, options.seed)
-    show("all rules", own, kind, names)
-    show("whole image only", whole, kind, names)
-    own, whole, kind = judge(split.train, split.test, PLAIN, options.seed, share_voice=False)
-    show("a vote a voter", own, kind, names)
-    show("neither", whole, kind, names)
-    own, whole, kind = judge(split.train, split.test, ADAPTIVE, options.seed)
-    names = [attack.name for attack in ADAPTIVE]
-    show("adaptive, all rules", own, kind, names)
-    show("whole image only", whole, kind, names)
+    judged = judge(split.train, split.test, PLAIN, options.seed)
+    show("all rules", judged, names)
+    show("whole image only", judged, names, judged.found.by_view[0])
+    loud = judge(split.train, split.test, PLAIN, options.seed, share_voice=False)
+    show("a vote a voter", loud, names, loud.found.own)
+    show("neither", loud, names, loud.found.by_view[0])
+    show("adaptive", judge(split.train, split.test, ADAPTIVE, options.seed), [attack.name for attack in ADAPTIVE])
+    for attack in CROWDS if options.crowds else ():
+        show("a crowd", judge(split.train, split.test, (attack,), options.seed), [attack.name])
 
 
 if __name__ == "__main__":

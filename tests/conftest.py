@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from otcclip.data import PairStore, build_emoji
 from otcclip.data.emoji_spec import NAMES_PACKAGE, EmojiSpec, Package
@@ -48,6 +50,15 @@ def structured_store(
         for name, r in zip(labels, rounds, strict=True)
     ]
     return PairStore(tuple(f"pair-{i:04d}" for i in range(n)), images, tuple(captions), labels)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """A run silences the root logger and sets the threads of its process, which here is everybody's."""
+    level, threads = logging.getLogger().level, torch.get_num_threads()
+    yield
+    logging.getLogger().setLevel(level)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from otcclip import demo
 from otcclip.cli import main
 from otcclip.errors import UserError
 from otcclip.training.experiment import RunSpec, run_experiment
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture
@@ -32,14 +32,6 @@ def built(small_emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "build_emoji", reuse)
     monkeypatch.setattr(demo, "_run_all", in_turn)
     return small_emoji
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    level, threads = logging.getLogger().level, torch.get_num_threads()
-    yield
-    logging.getLogger().setLevel(level)
-    torch.set_num_threads(threads)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

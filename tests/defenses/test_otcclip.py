@@ -286,6 +286,16 @@ def test_warm_up_shows_no_caption(corpus: Corpus) -> None:
     assert ask(defense, 2, learner, corpus.pairs).phase == "train"
 
 
+def test_a_warm_up_epoch_taken_up_midway_is_still_a_warm_up(corpus: Corpus) -> None:
+    """The epoch's plan was made before the cut: what a step does must not wait for the next one."""
+    learner, first = create_two_tower("otcclip-tiny", seed=0), OTCClip(warmup_epochs=2)
+    ask(first, 0, learner, corpus.pairs)
+    second = OTCClip(warmup_epochs=2)
+    second.load_state_dict(first.state_dict())
+    batch = batch_of(corpus.pairs, [0, 1, 2, 3], [0, 1, 2, 3], views=2)
+    assert set(second.step(batch, learner).terms) == set(first.step(batch, learner).terms) == {"image views"}
+
+
 def test_the_loss_is_the_sum_of_its_terms(corpus: Corpus, model: TwoTower) -> None:
     defense = OTCClip(lambda_ot=0.3, lambda_view=0.7)
     ask(defense, 0, model, corpus.pairs)

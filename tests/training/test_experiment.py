@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,10 @@ from otcclip.defenses.base import REPAIR, Decisions, TrainingPairs
 from otcclip.errors import UserError
 from otcclip.models import load_two_tower
 from otcclip.training import experiment, outcome
+from otcclip.training.checkpoint import save_state
 from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 POISON = {"badnets": 90, "targeted": 240}
 # As docs/formats.md has them.
@@ -33,15 +35,6 @@ GALLERY_COLUMNS = (
 PAIRS_COLUMNS = ("key", "image", "caption", "new_caption", "action", "suspicion", "attack", "true_name")
 # fmt: on
 TRAIN = 120 + POISON["targeted"]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """A run silences the root logger and sets the threads of its process, which here is everybody's."""
-    level, threads = logging.getLogger().level, torch.get_num_threads()
-    yield
-    logging.getLogger().setLevel(level)
-    torch.set_num_threads(threads)
 
 
 def spec_of(corpus: Path, out: Path, **changed: Any) -> RunSpec:
@@ -181,18 +174,10 @@ def test_a_folder_that_no_run_made_is_not_cleared(small_emoji: Path, tmp_path: P
 
 
 def test_a_run_cut_off_goes_on(
-    spec: RunSpec, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: RunSpec, result: dict[str, Any], tmp_path: Path, cut_off: Callable[[RunSpec], None]
 ) -> None:
-    cut, real = replace(spec, out=str(tmp_path)), experiment.save_state
-
-    def save_and_die(path: Path, state: dict[str, Any]) -> None:
-        real(path, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "save_state", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(cut)
-    monkeypatch.setattr(experiment, "save_state", real)
+    cut = replace(spec, out=str(tmp_path))
+    cut_off(cut)
     (before,) = history_of(cut.folder)
     assert not (cut.folder / "result.json").exists()
     again = run_experiment(cut)
@@ -331,6 +316,6 @@ def test_a_checkpoint_that_lacks_parts_is_one_line(small_emoji: Path, tmp_path: 
     identity = spec.identity()
     experiment.write_json(spec.folder / "spec.json", identity)
     lacking = {"spec": json.dumps(identity, sort_keys=True), "model": {}, "epoch": 1}
-    experiment.save_state(spec.folder / "checkpoint" / "last.pt", lacking)
+    save_state(spec.folder / "checkpoint" / "last.pt", lacking)
     with pytest.raises(UserError, match=r"last\.pt: checkpoint lacks parts"):
         run_experiment(spec)

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from otcclip.errors import UserError
-from otcclip.training import experiment
 from otcclip.training.experiment import RunSpec, make_setting, run_experiment, start_of
 from otcclip.training.setting import trusted_keys
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 TRAIN, POISON = 360, {"badnets": 90, "targeted": 240}
 TRUSTED = 18  # 5 % of 360
 WEIGHTS = "open_clip_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """A run silences the root logger and sets the threads of its process, which here is everybody's."""
-    level, threads = logging.getLogger().level, torch.get_num_threads()
-    yield
-    logging.getLogger().setLevel(level)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +82,12 @@ def test_a_finished_run_is_mended(defense: str, terms: set[str], clip: RunSpec) 
     assert 0 < max(weights.values()) < 3 * 2e-4 * 1.5
 
 
-def test_par_cut_off_ends_as_one_never_cut(clip: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_par_cut_off_ends_as_one_never_cut(clip: RunSpec, cut_off: Callable[[RunSpec], None]) -> None:
     """The poisoned model is in the checkpoint: what it resumes from is already another."""
     whole = replace(clip, defense="par", name="whole", options={"epoch_share": 1.0})
     run_experiment(whole)
-    cut, real = replace(whole, name="cut"), experiment.save_state
-
-    def save_and_die(path: Path, state: dict[str, Any]) -> None:
-        real(path, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "save_state", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(cut)
-    monkeypatch.setattr(experiment, "save_state", real)
+    cut = replace(whole, name="cut")
+    cut_off(cut)
     run_experiment(cut)
     assert (cut.folder / WEIGHTS).read_bytes() == (whole.folder / WEIGHTS).read_bytes()
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,16 @@ from torch import Tensor
 
 from otcclip import defenses
 from otcclip.data.pairs import PairStore
-from otcclip.defenses.base import Decisions, EpochContext, EpochPlan, PairBatch, Step, TrainingPairs, keep_all
+from otcclip.defenses.base import (
+    Decisions,
+    EpochContext,
+    EpochPlan,
+    PairBatch,
+    Stateless,
+    Step,
+    TrainingPairs,
+    keep_all,
+)
 from otcclip.defenses.base import training_pairs as training_pairs_of
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.training.augment import Augment
@@ -28,7 +36,7 @@ STILL = Augment(shift=0.0, zoom=0.0, rotate=0.0, colour=0.0)
 PLAIN = TrainConfig(epochs=2, batch_size=16, augment=STILL, warmup_augment=STILL, caption_crop=0.0)
 
 
-class Recorder:
+class Recorder(Stateless):
     """A defence that writes down what it is handed; its loss is the temperature alone, so a step costs nothing."""
 
     name = "recorder"
@@ -66,12 +74,6 @@ class Recorder:
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         return keep_all(pairs)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        del state
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from otcclip.defenses.base import (
     EpochContext,
     EpochPlan,
     PairBatch,
+    Stateless,
     Step,
     TrainingPairs,
     keep_all,
@@ -28,7 +29,7 @@ STILL = Augment(shift=0.0, zoom=0.0, rotate=0.0, colour=0.0)
 GREY = replace(STILL, grey=1.0)
 
 
-class Planned:
+class Planned(Stateless):
     """A defence that asks for one plan over and over and keeps what it is handed; a step costs nothing."""
 
     name = "planned"
@@ -49,12 +50,6 @@ class Planned:
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         return keep_all(pairs)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        del state
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,7 @@ from otcclip.training.experiment import RunSpec, run_experiment
 from otcclip.training.utility import MEASURES, Subject, add_utility, check_measures, missing_measures
 from otcclip.transport import FeatureSets
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    level, threads = logging.getLogger().level, torch.get_num_threads()
-    yield
-    logging.getLogger().setLevel(level)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Reader(nn.Module):

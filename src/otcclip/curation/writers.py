@@ -11,7 +11,7 @@ hf            a Hugging Face dataset on disk (extra `[hf]`)
 from __future__ import annotations
 
 import csv
-import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from otcclip.curation.units import Item
-from otcclip.data.decode import printable
+from otcclip.data.decode import image_kind, printable
+from otcclip.data.pairs import Pair
+from otcclip.data.shards import write_shard
 from otcclip.errors import UserError
-
-EXTENSIONS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"RIFF", "webp"))
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,16 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def extension(image: bytes) -> str:
-    """By the image's own first bytes."""
-    return next((name for magic, name in EXTENSIONS if image.startswith(magic)), "png")
-
-
 def _whole(mended: Mended) -> bytes:
     if mended.item.box is not None:
         raise UserError("--to: pairs about a region of an image have no file of their own; write a manifest instead")
     return mended.item.pair.image
+
+
+def _in_shard(mended: Mended) -> Pair:
+    pair = mended.item.pair
+    kept = {} if mended.original is None else {"original_caption": mended.original}
+    return Pair(pair.key, _whole(mended), mended.caption, pair.label, {**pair.metadata, **kept})
 
 
 class WebDatasetWriter:
@@ -67,26 +68,7 @@ class WebDatasetWriter:
         self.folder = folder
 
     def write(self, unit: str, pairs: Iterator[Mended]) -> int:
-        import webdataset  # two seconds of import, needed only here
-
-        count = 0
-        with (self.folder / f"{unit}.tar").open("wb") as handle:
-            writer = webdataset.TarWriter(handle, encoder=False, mtime=0.0, user="", group="", mode=0o644)
-            for mended in pairs:
-                pair, image = mended.item.pair, _whole(mended)
-                fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
-                if mended.original is not None:
-                    fields["original_caption"] = mended.original
-                members = {
-                    "__key__": pair.key,
-                    extension(image): image,
-                    "txt": mended.caption.encode(),
-                    "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
-                }
-                writer.write(members)
-                count += 1
-            writer.close()
-        return count
+        return write_shard(self.folder / f"{unit}.tar", map(_in_shard, pairs), image_extension=None)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -106,7 +88,7 @@ class CsvWriter:
         before = self.count
         for mended in pairs:
             image = _whole(mended)
-            name = f"images/{self.count:09d}.{extension(image)}"
+            name = f"images/{self.count:09d}.{image_kind(image) or 'png'}"
             (self.folder / name).write_bytes(image)
             self.rows.writerow([name, mended.caption, mended.item.pair.key, mended.original or ""])
             self.count += 1
@@ -203,8 +185,6 @@ class HfWriter:
         cache = self.folder / ".cache"
         made = self.datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
         made.cast_column("image", self.datasets.Image()).save_to_disk(str(self.folder / "dataset"))
-        import shutil
-
         shutil.rmtree(cache, ignore_errors=True)
         for path in self.parts:
             path.unlink()

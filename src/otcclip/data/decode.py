@@ -10,6 +10,7 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -119,14 +120,26 @@ def _open(data: bytes) -> Image.Image:
     The plugin classes are called directly: `Image.open` has its own bomb guard, global to the process, that
     would stop us below a cap the user has raised.
     """
-    stream = io.BytesIO(data)
+    kind = image_kind(data)
+    if kind is None:
+        raise BadPair("not an allowed format")
+    return _PARSERS[kind](io.BytesIO(data))
+
+
+_PARSERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "png": PngImagePlugin.PngImageFile,
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+
+
+def image_kind(data: bytes) -> str | None:
+    """`png`, `jpg` or `webp` by the image's own first bytes; None for anything else."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile(stream)
+        return "png"
     if data.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.JpegImageFile(stream)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile(stream)
-    raise BadPair("not an allowed format")
+        return "jpg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -30,6 +30,7 @@ from otcclip.data.decode import (
     Reason,
     decode_caption,
     decode_metadata,
+    image_kind,
     printable,
 )
 from otcclip.data.pairs import Pair
@@ -45,8 +46,10 @@ class Skipped:
     reason: Reason
 
 
-def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str = "png") -> int:
+def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str | None = "png") -> int:
     """Write pairs as `<key>.<image_extension>`, `<key>.txt`, `<key>.json`; the number of pairs.
+
+    With no `image_extension` each image gets that of its own first bytes (`png` where they say nothing).
 
     The same pairs give the same bytes: no times, users or hash order. The json member holds the pair's
     metadata and, where it has one, its label.
@@ -72,11 +75,11 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str = 
     return written
 
 
-def _members_of(pair: Pair, image_extension: str) -> dict[str, str | bytes]:
+def _members_of(pair: Pair, image_extension: str | None) -> dict[str, str | bytes]:
     fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
     return {
         "__key__": pair.key,
-        image_extension: pair.image,
+        image_extension or image_kind(pair.image) or "png": pair.image,
         "txt": pair.caption.encode(),
         "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
     }

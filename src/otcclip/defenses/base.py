@@ -194,6 +194,16 @@ class Defense(Protocol):
         ...
 
 
+class Stateless:
+    """What a defence that remembers nothing between steps inherits."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        del state
+
+
 @runtime_checkable
 class FineTuner(Defense, Protocol):
     """A defence that mends a finished model with pairs that somebody vouches for (`TrainingPairs.trusted`).

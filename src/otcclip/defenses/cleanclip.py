@@ -18,14 +18,14 @@ Where this departs from the paper, and why:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from otcclip.defenses.base import (
     Decisions,
     EpochContext,
     EpochPlan,
     PairBatch,
+    Stateless,
     Step,
     TrainingPairs,
     keep_trusted,
@@ -36,7 +36,7 @@ from otcclip.defenses.losses import clip_loss, partner_loss
 from otcclip.models.two_tower import TwoTower
 
 
-class CleanCLIP:
+class CleanCLIP(Stateless):
     """`--defense cleanclip`.
 
     Args:
@@ -70,9 +70,3 @@ class CleanCLIP:
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         return keep_trusted(pairs)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        del state

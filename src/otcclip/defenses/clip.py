@@ -5,17 +5,23 @@ Radford et al., Learning Transferable Visual Models From Natural Language Superv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-from otcclip.defenses.base import Decisions, EpochContext, EpochPlan, PairBatch, Step, TrainingPairs, keep_all
+from otcclip.defenses.base import (
+    Decisions,
+    EpochContext,
+    EpochPlan,
+    PairBatch,
+    Stateless,
+    Step,
+    TrainingPairs,
+    keep_all,
+)
 from otcclip.defenses.losses import clip_loss
 from otcclip.models.two_tower import TwoTower
 
 
-class Clip:
+class Clip(Stateless):
     """Contrastive training on all pairs with their own captions."""
 
     name = "clip"
@@ -31,9 +37,3 @@ class Clip:
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         return keep_all(pairs)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        del state

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from otcclip.errors import UserError
 from otcclip.report.matrix import REFERENCE, blocks, columns
 from otcclip.report.matrix_files import Matrix, load_matrix
 from otcclip.report.matrix_plot import draw_matrix
 from otcclip.report.matrix_story import headline, standings, warnings
-from otcclip.report.page import settings_of, versions_of, write_page
+from otcclip.report.page import settings_of, template, versions_of, write_page
 from otcclip.report.words import NARROW, clean, duration
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _APART = ("versions", "groups", "failures", "calls", "wall_seconds", "defenses", "seeds")
 PICTURE, PAGE = "matrix.png", "report.html"
 
 
 def render_matrix(matrix: Matrix) -> str:
     """The page as a string; the engine escapes everything that comes from a file."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     calls = matrix.settings.get("calls")
-    return environment.get_template("matrix.html.j2").render(
+    return template("matrix.html.j2").render(
         title=clean(matrix.folder.resolve().name, 60),
         lines=headline(matrix),
         warnings=warnings(matrix),
@@ -55,11 +45,8 @@ def write_matrix(folder: Path) -> Path:
     matrix = load_matrix(folder)
     page, picture = folder / PAGE, folder / PICTURE
     text, png = render_matrix(matrix), draw_matrix(matrix)
-    for path, content in ((picture, png), (page, text)):
-        try:
-            write_page(path, content)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_page(picture, png)
+    write_page(page, text)
     return page
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from otcclip.errors import UserError
@@ -21,7 +21,7 @@ from otcclip.report.records import Run
 from otcclip.report.story import tell
 from otcclip.report.words import clean
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _APART = ("versions", "licences", "licenses")
 
 
@@ -41,19 +41,24 @@ def versions_of(values: Mapping[str, object]) -> list[tuple[str, str]]:
     return [(clean(k, 60), _value(v)) for k, v in versions.items()] if isinstance(versions, Mapping) else []
 
 
-def render(run: Run) -> str:
-    """The page as a string. The engine escapes everything from a file; only our own drawings are markup."""
+def template(name: str) -> Template:
+    """A page's template. The engine escapes everything; what is drawn here is passed as `Markup`."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def render(run: Run) -> str:
+    """The page as a string. The engine escapes everything from a file; only our own drawings are markup."""
     album = Album()
     drawings = [(panel, Markup(panel.svg)) for panel in curves.panels(run)]
     pairs = tiles.pair_views(run, album)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=clean(run.folder.resolve().name, 60),
         story=tell(run),
         example=tiles.example(run, album),
@@ -69,7 +74,18 @@ def render(run: Run) -> str:
 
 
 def write_page(path: Path, content: str | bytes) -> None:
-    """All of it or nothing: a temporary file beside `path`, flushed to disk, then renamed over it."""
+    """All of it or nothing: a temporary file beside `path`, flushed to disk, then renamed over it.
+
+    Raises:
+        UserError: it cannot be written; what was there before stays.
+    """
+    try:
+        _replace(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _replace(path: Path, content: str | bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -96,9 +112,5 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
-    text = render(load_run(run_dir))
-    try:
-        write_page(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_page(path, render(load_run(run_dir)))
     return path

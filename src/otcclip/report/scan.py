@@ -18,17 +18,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from otcclip.errors import UserError
 from otcclip.report.images import Album
-from otcclip.report.page import write_page
+from otcclip.report.page import TEMPLATES, template, write_page
 from otcclip.report.scan_files import ACTIONS, ScanFiles, load_scan
 from otcclip.report.scan_plots import histogram_svg
 from otcclip.report.words import clean, percent
 
-_TEMPLATES = Path(__file__).parent / "templates"
 CAPTION = 160  # characters of a caption that are shown
 
 
@@ -40,28 +37,17 @@ def write_scan_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     path = folder / "report.html"
-    text = render(load_scan(folder))
-    try:
-        write_page(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_page(path, render(load_scan(folder)))
     return path
 
 
 def render(scan: ScanFiles) -> str:
     """The page as a string."""
-    script = (_TEMPLATES / "scan.js").read_text("utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    script = (TEMPLATES / "scan.js").read_text("utf-8")
     album = Album()
     data = base64.b64encode(gzip.compress(json.dumps(_data(scan, album)).encode(), mtime=0)).decode()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("scan.html.j2").render(
+    return template("scan.html.j2").render(
         title=clean(scan.folder.resolve().name, 60),
         script=Markup(script),
         script_hash=digest,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from otcclip.data.atomic import atomic_file
+from otcclip.data.atomic import atomic_file, write_text
 from otcclip.errors import UserError
+
+if TYPE_CHECKING:
+    from otcclip.training.loop import Trainer
+
+LAST = Path("checkpoint") / "last.pt"
+History = list[dict[str, Any]]
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -42,3 +50,26 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path}: not a checkpoint of otcclip")
     return state
+
+
+def write_history(folder: Path, history: Sequence[dict[str, Any]]) -> None:
+    """`history.jsonl`, a line an epoch. Raises UserError on a full disk."""
+    write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+
+def save_run(path: Path, trainer: Trainer, history: History, **about: str) -> None:
+    """Write a run as it stands: trainer, history, and what tells the run (`about`). Errors as `save_state`."""
+    save_state(path, {**trainer.state_dict(), "history": json.dumps(history), **about})
+
+
+def restore_run(path: Path, trainer: Trainer, state: dict[str, Any]) -> History:
+    """Put the trainer where `state`, read from `path`, has it; the history until then.
+
+    Raises:
+        UserError: parts are missing, or are of another model.
+    """
+    try:
+        trainer.load_state_dict(state)
+        return list(json.loads(state["history"]))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: checkpoint lacks parts or does not fit; delete it to start over") from error

@@ -11,19 +11,18 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from otcclip.data.atomic import write_json, write_text
+from otcclip.data.atomic import write_json
 from otcclip.defenses import make as make_defense
 from otcclip.defenses.base import training_pairs
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower, load_two_tower
-from otcclip.training.checkpoint import load_state, save_state
+from otcclip.training.checkpoint import LAST, load_state, restore_run, save_run, write_history
 from otcclip.training.judge import Judge
 from otcclip.training.loop import EpochReport, Trainer
 from otcclip.training.outcome import verdict, write_outcome
@@ -36,6 +35,7 @@ from otcclip.training.setting import (
     train_config,
     trusted_keys,
 )
+from otcclip.training.writers import Writers
 
 __all__ = ["RunSpec", "clean_reference", "finished_result", "make_setting", "run_experiment", "start_of"]
 
@@ -66,19 +66,17 @@ def run_experiment(spec: RunSpec, on_setting: Callable[[Setting], None] | None =
     judge = Judge(setting.split.test, setting.split.names, setting.attacks, setting.plans)
     history = _resume(folder, spec, trainer)
     saved = float("-inf")  # the first epoch is saved at once: it holds the evidence, the costly part to lose
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=trainer.epoch)
-    for report in trainer.epochs():
-        line = {**_line(report), **verdict(trainer, pairs, setting)}
-        if _is_evaluated(report.epoch, trainer.total_epochs):
-            line |= judge.evaluate(model)
-        history.append(line)
-        _to_board(board, line)
-        write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        if trainer.seconds - saved >= CHECKPOINT_SECONDS or report.epoch == trainer.total_epochs - 1:
-            extra = {"history": json.dumps(history), "spec": json.dumps(spec.identity(), sort_keys=True)}
-            save_state(folder / "checkpoint" / "last.pt", {**trainer.state_dict(), **extra})
-            saved = trainer.seconds
-    board.close()
+    with Writers("tensorboard", folder, trainer.epoch) as writers:
+        for report in trainer.epochs():
+            line = {**_line(report), **verdict(trainer, pairs, setting)}
+            if _is_evaluated(report.epoch, trainer.total_epochs):
+                line |= judge.evaluate(model)
+            history.append(line)
+            writers.write(line)
+            write_history(folder, history)
+            if trainer.seconds - saved >= CHECKPOINT_SECONDS or report.epoch == trainer.total_epochs - 1:
+                save_run(folder / LAST, trainer, history, spec=json.dumps(spec.identity(), sort_keys=True))
+                saved = trainer.seconds
     model.eval()
     return write_outcome(spec, trainer, judge, setting, pairs, history)
 
@@ -91,21 +89,6 @@ def _is_evaluated(epoch: int, total: int) -> bool:
 def _line(report: EpochReport) -> dict[str, Any]:
     line = {k: getattr(report, k) for k in ("epoch", "phase", "loss", "seconds", "visited")}
     return {**line, "terms": dict(report.terms)}
-
-
-def _to_board(board: SummaryWriter, line: dict[str, Any]) -> None:
-    """Every number of a history line as a tensorboard scalar, nested names joined by slashes."""
-
-    def scalars(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from scalars(f"{prefix}/{name}" if prefix else name, inner)
-        elif isinstance(value, int | float):
-            yield prefix, float(value)
-
-    for name, value in scalars("", line):
-        board.add_scalar(name, value, line["epoch"])
-    board.flush()
 
 
 def _is_of(folder: Path, spec: RunSpec) -> bool:
@@ -146,14 +129,10 @@ def _first_model(spec: RunSpec) -> TwoTower:
 
 
 def _resume(folder: Path, spec: RunSpec, trainer: Trainer) -> list[dict[str, Any]]:
-    path = folder / "checkpoint" / "last.pt"
+    path = folder / LAST
     if not path.exists():
         return []
     state = load_state(path)
     if state.get("spec") != json.dumps(spec.identity(), sort_keys=True):
         return []  # left by another run whose folder was cleared halfway: begin anew
-    try:
-        trainer.load_state_dict(state)
-        return list(json.loads(state["history"]))
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: checkpoint lacks parts or does not fit; delete it to start over") from error
+    return restore_run(path, trainer, state)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from otcclip import defenses
-from otcclip.data.atomic import atomic_file, write_json, write_text
+from otcclip.data.atomic import atomic_file, write_json
 from otcclip.data.index import PairData, copy_skipped, open_pairs
 from otcclip.data.manifest import read_manifest
 from otcclip.data.readers import ReadOptions
@@ -31,15 +31,13 @@ from otcclip.defenses.base import ACTIONS, Defense, FineTuner, TrainingPairs, tr
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower, save_open_clip
 from otcclip.specs import Spec, options_of
-from otcclip.training.checkpoint import load_state, save_state
+from otcclip.training.checkpoint import LAST, load_state, restore_run, save_run, write_history
 from otcclip.training.distributed import World, join, leave
 from otcclip.training.evaluate import EvalSpec, evaluate_model
 from otcclip.training.loop import TrainConfig, Trainer
 from otcclip.training.speed import checkpoint_activations, compile_towers
 from otcclip.training.train_spec import TrainSpec
 from otcclip.training.writers import Writers
-
-LAST = Path("checkpoint") / "last.pt"
 
 
 def train(spec: TrainSpec) -> dict[str, Any]:
@@ -84,7 +82,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self._saved = time.monotonic()
         if state is not None:
-            self._take_up(state)
+            self.history = restore_run(self.folder / LAST, self.trainer, state)
 
     def go(self) -> dict[str, Any]:
         if self.world.is_first:
@@ -163,13 +161,6 @@ class _Run:
             raise UserError(f"{path}: made with {name} {was.get(name)!r}, now it is {now[name]!r}; use another --name")
         return state
 
-    def _take_up(self, state: dict[str, Any]) -> None:
-        try:
-            self.trainer.load_state_dict(state)
-            self.history = list(json.loads(state["history"]))
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{self.folder / LAST}: lacks parts or does not fit; delete it to start over") from error
-
     def _maybe_save(self) -> None:
         due = time.monotonic() - self._saved >= self.spec.save_seconds
         if due:  # each rank looks at its own clock; only the first one's matters
@@ -179,9 +170,9 @@ class _Run:
         self._saved = time.monotonic()
         if not self.world.is_first:
             return
-        write_text(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-        extra = {"history": json.dumps(self.history), "identity": json.dumps(self.spec.identity(self.world.size))}
-        save_state(self.folder / LAST, {**self.trainer.state_dict(), **extra})
+        write_history(self.folder, self.history)
+        identity = json.dumps(self.spec.identity(self.world.size))
+        save_run(self.folder / LAST, self.trainer, self.history, identity=identity)
 
     def _speed(self, visited: int) -> float:
         before = self.history[-1]["seconds"] if self.history else 0.0

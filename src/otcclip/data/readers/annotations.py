@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,17 +29,17 @@ def coco(source: str, options: ReadOptions, spool: Spool) -> Iterator[Row | Skip
         annotations = value["annotations"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not COCO captions: no `images` with id and file_name, and `annotations`") from error
-    for number, annotation in enumerate(annotations):
-        key = f"annotation {number}"
-        try:
-            image, own = int(annotation["image_id"]), int(annotation["id"])
-            key = f"{image:012d}-{own}"
+
+    def row(annotation: Any) -> tuple[str, Callable[[], Row]]:
+        image, key = int(annotation["image_id"]), f"{int(annotation['image_id']):012d}-{int(annotation['id'])}"
+
+        def read() -> Row:
             name = _inside(name_of.get(image))
-            yield Row(key, caption_of(_string(annotation.get("caption")), options.limits), str(root / name))
-        except BadPair as bad:
-            yield Skipped(key, source, bad.reason)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            yield Skipped(key, source, "broken row")
+            return Row(key, caption_of(_string(annotation.get("caption")), options.limits), str(root / name))
+
+        return key, read
+
+    yield from _rows(annotations, "annotation", source, row)
 
 
 def visual_genome(source: str, options: ReadOptions, spool: Spool) -> Iterator[Row | Skipped]:
@@ -57,15 +57,30 @@ def visual_genome(source: str, options: ReadOptions, spool: Spool) -> Iterator[R
         regions = [region for entry in _load(path) for region in entry["regions"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not Visual Genome's region descriptions beside image_data.json") from error
-    for number, region in enumerate(regions):
-        key = f"region {number}"
-        try:
-            image, own = int(region["image_id"]), int(region["region_id"])
-            key = f"{image}-{own}"
+
+    def row(region: Any) -> tuple[str, Callable[[], Row]]:
+        image, key = int(region["image_id"]), f"{int(region['image_id'])}-{int(region['region_id'])}"
+
+        def read() -> Row:
             name = "/".join(_inside(url_of.get(image)).split("/")[-2:])
             box = (int(region["x"]), int(region["y"]), int(region["width"]), int(region["height"]))
             caption = caption_of(_string(region.get("phrase")), options.limits)
-            yield Row(key, caption, str(root / name), box=box if options.crop_regions else None)
+            return Row(key, caption, str(root / name), box=box if options.crop_regions else None)
+
+        return key, read
+
+    yield from _rows(regions, "region", source, row)
+
+
+def _rows(
+    entries: Iterable[Any], what: str, source: str, row: Callable[[Any], tuple[str, Callable[[], Row]]]
+) -> Iterator[Row | Skipped]:
+    """A row an entry. `row` gives an entry's key, and what reads the rest: a bad one is listed under its own key."""
+    for number, entry in enumerate(entries):
+        key = f"{what} {number}"
+        try:
+            key, read = row(entry)
+            yield read()
         except BadPair as bad:
             yield Skipped(key, source, bad.reason)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
