@@ -243,6 +243,8 @@ def test_coco_captions(tmp_path: Path) -> None:
     ]
     assert [read_bytes(r) for r in rows] == [encoded(i, "JPEG") for i in (9, 25, 9)]
     assert [s.reason for s in skipped] == ["not a regular file", "no image", "broken row", "no caption"]
+    # Under its own key, where it has one.
+    assert [s.key for s in skipped] == ["000000000066-5", "000000000404-6", "annotation 5", "000000000025-8"]
 
 
 def visual_genome_files(root: Path) -> Path:

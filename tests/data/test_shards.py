@@ -56,6 +56,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert skipped == []
 
 
+def test_an_image_is_named_by_its_own_first_bytes(tmp_path: Path) -> None:
+    kinds = {"jpg": b"\xff\xd8\xff", "webp": b"RIFF1234WEBP", "png": b"\x89PNG\r\n\x1a\n"}
+    images = {**kinds, "odd": b"GIF89a"}
+    write_shard(tmp_path / "0.tar", [Pair(kind, data, "a bear") for kind, data in images.items()], image_extension=None)
+    with tarfile.open(tmp_path / "0.tar") as archive:
+        names = [name for name in archive.getnames() if not name.endswith((".txt", ".json"))]
+    assert names == ["jpg.jpg", "webp.webp", "png.png", "odd.png"]
+
+
 def test_the_same_pairs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shard(tmp_path / "0.tar", pairs())
     monkeypatch.setattr("time.time", lambda: 0.0)

@@ -86,6 +86,21 @@ def test_bands(pictures: Tensor) -> None:
     assert cosine("high band", 2) > 0.9 > cosine("low band", 2)
 
 
+def test_a_smooth_pattern_laid_over_a_picture_leaves_its_outlines(pictures: Tensor) -> None:
+    """Blending shades every cell; what the finest band sees of it is least."""
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.rand(1, 3, 4, 4, generator=generator) * 120
+    pattern = torch.nn.functional.interpolate(noise, size=64, mode="bicubic")
+    blended = (pictures * 0.6 + pattern * 0.8).clamp(0, 255).to(torch.uint8)
+    got = by_name(torch.cat([pictures, blended]))
+    n = len(pictures)
+
+    def kept(view: str) -> float:
+        return float((got[view][:n].float() * got[view][n:].float()).sum(dim=1).mean())
+
+    assert kept("fine band") > max(kept("whole"), kept("low band")) + 0.1
+
+
 def test_flat_pictures_are_finite(pictures: Tensor) -> None:
     flat = torch.full_like(pictures[:2], 255)
     for vectors in by_name(torch.cat([flat, pictures])).values():

@@ -111,18 +111,20 @@ def test_the_walk_goes_to_what_is_least_like_any_visited() -> None:
 
 
 def test_a_crowd_under_one_caption_is_cut_to_the_usual_size_and_copies_go_last() -> None:
-    """Twenty captions of three pairs; one has forty more, all of one image."""
-    caption_of = torch.cat([torch.arange(20).repeat(3), torch.zeros(40, dtype=torch.int64)])
+    """Twenty captions of three pairs; one has forty more before them, all of one image."""
+    caption_of = torch.cat([torch.zeros(40, dtype=torch.int64), torch.arange(20).repeat(3)])
     vectors = torch.nn.functional.normalize(torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    vectors[60:] = vectors[60]
+    vectors[:40] = vectors[0]
     p = torch.full((100,), 1e-3)
-    agreement = torch.eye(20)
     everyone = torch.ones(100, dtype=torch.bool)
-    kept = in_measure(everyone, by_diversity(vectors, caption_of, p), p, caption_of, agreement)
-    usual = int(torch.quantile(torch.bincount(caption_of).float(), trust.USUAL))
-    assert kept[caption_of > 0].all()
-    assert int(kept[caption_of == 0].sum()) == usual < 43
-    assert kept[[0, 20, 40]].all(), "the three that look different go before the fourth of one look"
+    place = by_diversity(vectors, caption_of, p)
+    # Where all captions are one large family, only the caption's own measure cuts.
+    for agreement in (torch.eye(20), torch.full((20, 20), 0.9)):
+        kept = in_measure(everyone, place, p, caption_of, agreement)
+        usual = int(torch.quantile(torch.bincount(caption_of).float(), trust.USUAL))
+        assert kept[caption_of > 0].all()
+        assert int(kept[caption_of == 0].sum()) == usual < 43
+        assert kept[[0, 40, 60, 80]][:usual].all(), "those that look different go before the second of one look"
 
 
 def test_a_family_of_captions_is_held_to_the_usual_size_too() -> None:

@@ -311,11 +311,12 @@ def test_a_checkpoint_of_another_spec_is_never_taken_up(small_emoji: Path, tmp_p
     assert (first.folder / weights).read_bytes() == (tmp_path / "b" / "clip" / weights).read_bytes()
 
 
-def test_a_checkpoint_that_lacks_parts_is_one_line(small_emoji: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [{"model": {}, "epoch": 1}, {}])
+def test_a_checkpoint_that_lacks_parts_is_one_line(parts: dict[str, Any], small_emoji: Path, tmp_path: Path) -> None:
     spec = spec_of(small_emoji, tmp_path)
     identity = spec.identity()
     experiment.write_json(spec.folder / "spec.json", identity)
-    lacking = {"spec": json.dumps(identity, sort_keys=True), "model": {}, "epoch": 1}
+    lacking = {"spec": json.dumps(identity, sort_keys=True), **parts}
     save_state(spec.folder / "checkpoint" / "last.pt", lacking)
     with pytest.raises(UserError, match=r"last\.pt: checkpoint lacks parts"):
         run_experiment(spec)
