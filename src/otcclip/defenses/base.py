@@ -246,6 +246,14 @@ def keep_all(pairs: TrainingPairs) -> Decisions:
     return Decisions(np.zeros(n, np.int8), pairs.caption_of.numpy(), np.full(n, np.nan))
 
 
+def matched(pairs: TrainingPairs, caption_of: Tensor | None) -> Decisions:
+    """The decisions of a defence that holds nothing back and gives images other captions, `[n]` (None: not yet)."""
+    if caption_of is None:
+        return keep_all(pairs)
+    action = np.where((caption_of != pairs.caption_of).numpy(), REPAIR, KEEP).astype(np.int8)
+    return Decisions(action, caption_of.numpy(), np.full(len(pairs), np.nan))
+
+
 def keep_trusted(pairs: TrainingPairs) -> Decisions:
     """The decisions of a `FineTuner`: only trusted pairs are in force; nothing is judged."""
     n = len(pairs)

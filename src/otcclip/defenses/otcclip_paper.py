@@ -14,21 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from otcclip.defenses.alignment import ot_alignment_loss
 from otcclip.defenses.base import (
-    KEEP,
-    REPAIR,
     Decisions,
     EpochContext,
     EpochPlan,
     PairBatch,
     Step,
     TrainingPairs,
-    keep_all,
+    matched,
 )
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.evidence.matching import rank_captions
@@ -84,11 +81,7 @@ class OTCClipPaper:
         return Step(total, {"clip": loss.detach(), "ot": cross.detach(), "views": within.detach()})
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
-        if self._matched is None:
-            return keep_all(pairs)
-        changed = (self._matched != pairs.caption_of).numpy()
-        action = np.where(changed, REPAIR, KEEP).astype(np.int8)
-        return Decisions(action, self._matched.numpy(), np.full(len(pairs), np.nan))
+        return matched(pairs, self._matched)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._matched is None else {"matched": self._matched}

@@ -26,20 +26,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from otcclip.defenses.base import (
-    KEEP,
-    REPAIR,
     Decisions,
     EpochContext,
     EpochPlan,
     PairBatch,
     Step,
     TrainingPairs,
-    keep_all,
+    matched,
 )
 from otcclip.defenses.losses import clip_loss
 from otcclip.defenses.pool import Pool, caption_ids, pool_size
@@ -110,11 +107,7 @@ class RoCLIP:
         return self._pool.columns["vector"][used], caption
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
-        if self._caption is None:
-            return keep_all(pairs)
-        changed = (self._caption != pairs.caption_of).numpy()
-        action = np.where(changed, REPAIR, KEEP).astype(np.int8)
-        return Decisions(action, self._caption.numpy(), np.full(len(pairs), np.nan))
+        return matched(pairs, self._caption)
 
     def state_dict(self) -> dict[str, Any]:
         if self._pool is None or self._caption is None:
