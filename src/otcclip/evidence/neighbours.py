@@ -2,16 +2,16 @@
 
 For a pair (i, c) under one view, the `k` nearest images of i vote: A(i, c') = sum_j w_ij agreement(c', c_j) for every
 caption c' of the pool, and the pair's own caption gets the *share of the pool that agrees at least as well*,
-r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform, so keeping pairs with r <= alpha lets
-in an expected share alpha of them: the threshold needs no labels.
+r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform: a p-value, which needs no labels
+(`evidence.trust` decides by it).
 
 Four rules keep an enemy from voting for himself:
 
 * near-duplicates of the image do not vote on it (copies of one photo would agree with each other);
-* a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated (on the
-  whole image alone it takes the patch pairs trusted at .02 from 47 to 25 of 90, `recipes/evidence_probe.py`);
+* a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated (on the whole
+  image alone it takes the patch pairs trusted at .02 from 60 to 34 of 90, `recipes/evidence_probe.py`);
 * a claim made m times (near-duplicate images under one caption) is held to alpha / m: m copies are m tries;
-* the *worst* view counts: the vote must hold without any one window, in the low band and in the high band.
+* the *worst* view counts: the vote must hold without any one window, in the low, the high and the finest band.
 """
 
 from __future__ import annotations
