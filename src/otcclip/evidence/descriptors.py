@@ -68,13 +68,13 @@ def _band(x: Tensor, band: str) -> Tensor:
         return x
     side = x.shape[-1]
     if band == "low":
-        return _blur(x, side * 5 / 64)
+        return blur(x, side * 5 / 64)
     if band == "high":
-        return (0.7 * (x - _blur(x, side / 8)) + 0.5).clamp(0, 1)
-    return (x - _blur(x, side / 32) + 0.5).clamp(0, 1)  # outlines: what a smooth pattern laid over the image leaves
+        return (0.7 * (x - blur(x, side / 8)) + 0.5).clamp(0, 1)
+    return (x - blur(x, side / 32) + 0.5).clamp(0, 1)  # outlines: what a smooth pattern laid over the image leaves
 
 
-def _blur(x: Tensor, sigma: float) -> Tensor:
+def blur(x: Tensor, sigma: float) -> Tensor:
     """Gaussian blur as two matrix products (a wide depthwise convolution is 30 times slower on a CPU)."""
     position = torch.arange(x.shape[-1], dtype=x.dtype)
     kernel = torch.exp(-((position[:, None] - position) ** 2) / (2 * sigma**2))

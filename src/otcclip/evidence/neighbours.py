@@ -25,12 +25,16 @@ from torch import Tensor
 
 from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
+from otcclip.evidence.copies import CANDIDATES, LIKE, copies, crowds
 from otcclip.evidence.descriptors import descriptors, views
 
 NEIGHBOURS = 16
 SHARPNESS = 0.05  # cosine difference at which a neighbour's weight falls by e
 NEAR_DUPLICATE = 0.95
 ROWS = 1024
+
+# Pairs (row within the tile, image), a tile of ROWS images at a time.
+Twins = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,45 @@ def neighbour_evidence(
     """
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
-    twins: list[tuple[Tensor, Tensor]] | None = None
+    twins: Twins | None = None
     ranks, votes, whole = [], None, None
     for _, vectors in descriptors(images, views()):
-        twins = near_duplicates(vectors) if twins is None else twins
+        if twins is None:
+            twins, made = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
         similarity, index = look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
         votes, whole = (index, vectors) if votes is None else (votes, whole)
     assert votes is not None and twins is not None and whole is not None
     by_view = torch.stack(ranks)
-    return Evidence(by_view.amax(dim=0), _same_claim(twins, caption_of), votes, by_view, whole, agreement)
+    return Evidence(by_view.amax(dim=0), made, votes, by_view, whole, agreement)
 
 
-def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _one_claim(
+    images: Tensor | ImageSource, twins: Twins, vectors: Tensor, caption_of: Tensor, agreement: Tensor
+) -> tuple[Twins, Tensor]:
+    """Who has no vote on whom, near-duplicates and crowded copies, and how often each pair's claim is made."""
+    size = len(vectors)
+    row, image = (torch.cat(part) for part in zip(*((r + t * ROWS, i) for t, (r, i) in enumerate(twins)), strict=True))
+    a, b = copies(images, *look_alikes(vectors, twins, CANDIDATES), caption_of, agreement)
+    like = (row < image) & (agreement[caption_of[row], caption_of[image]] >= LIKE)
+    a, b = torch.cat([a, row[like]]), torch.cat([b, image[like]])
+    shown, crowded = crowds(size, a, b)
+    among = crowded[a] & crowded[b]
+    a, b = a[among], b[among]
+    made = torch.where(crowded, shown, _same_claim(twins, caption_of))
+    return _tiled(torch.cat([row, a, b]), torch.cat([image, b, a]), size), made
+
+
+def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:
+    """Pairs `(row, image)` as `near_duplicates` gives them, each once."""
+    code = (row * size + image).unique()
+    row, image = code // size, code % size
+    tile = row // ROWS
+    return [(row[tile == t] - t * ROWS, image[tile == t]) for t in range(-(-size // ROWS))]
+
+
+def near_duplicates(vectors: Tensor) -> Twins:
     """Pairs `(row within the tile, image)` of near-duplicates, itself included, a tile of ROWS images at a time."""
     out = []
     for start in range(0, len(vectors), ROWS):
@@ -94,7 +123,7 @@ def near_duplicates(vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
     return out
 
 
-def _same_claim(twins: list[tuple[Tensor, Tensor]], caption_of: Tensor) -> Tensor:
+def _same_claim(twins: Twins, caption_of: Tensor) -> Tensor:
     """For each pair, how many near-duplicates carry its very caption, itself included."""
     counts = torch.zeros(len(caption_of), dtype=torch.int64)
     for tile, (row, image) in enumerate(twins):
@@ -104,7 +133,7 @@ def _same_claim(twins: list[tuple[Tensor, Tensor]], caption_of: Tensor) -> Tenso
     return counts
 
 
-def look_alikes(vectors: Tensor, twins: list[tuple[Tensor, Tensor]], k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+def look_alikes(vectors: Tensor, twins: Twins, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """Similarities and indices `[n, k]` of the nearest images, nearest first; `twins` (`near_duplicates`) left out.
 
     Fewer columns where there are fewer images.
