@@ -9,7 +9,8 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
    (`believed`: a claim made by many is not let in by a few lucky ones), and of those no more under one claim than is
    usual (`in_measure`).
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
-   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed.
+   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed. It is no
+   witness to a crowd of copies: if it trained on one of them, it has seen the others too.
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
    over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
    in sight.
@@ -88,7 +89,7 @@ class OTCClip:
         self._warming_up = False
         self._own: Tensor | None = None
         self._agreement: Tensor | None = None
-        self._votes = self._copies = self._place = torch.empty(0)
+        self._votes = self._copies = self._crowded = self._place = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -113,7 +114,8 @@ class OTCClip:
     def _gather_evidence(self, pairs: TrainingPairs) -> None:
         """Step 1: trust what look-alikes bear out."""
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
-        self._own, self._votes, self._copies = evidence.own, evidence.votes, evidence.copies
+        self._own, self._votes = evidence.own, evidence.votes
+        self._copies, self._crowded = evidence.copies, evidence.crowded
         self._agreement = evidence.agreement
         self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
         self._place = by_diversity(evidence.vectors, pairs.caption_of, self._suspicion)
@@ -156,7 +158,9 @@ class OTCClip:
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
         share = torch.exp(log_share / len(JUDGING_VIEWS))
         confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
-        p = (combined_p(self._own[outside], share) * self._copies[outside]).clamp(max=1.0)
+        alone = self._own[outside]
+        both = torch.where(self._crowded[outside], alone, combined_p(alone, share))
+        p = (both * self._copies[outside]).clamp(max=1.0)
         agreement = self._agreement_of(pairs)
         self._suspicion[outside] = p.float()  # pairs in force keep the p-value that they entered with
         enters = self._trusted(pairs)[outside] & self.grow
@@ -200,7 +204,7 @@ class OTCClip:
             return {}
         return {
             name: getattr(self, f"_{name}")
-            for name in ("own", "copies", "votes", "place", "action", "caption", "suspicion", "warming_up")
+            for name in ("own", "copies", "crowded", "votes", "place", "action", "caption", "suspicion", "warming_up")
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -84,9 +84,7 @@ def copies(
     return a[found], b[found]
 
 
-def _candidates(
-    similarity: Tensor, index: Tensor, caption_of: Tensor, agreement: Tensor
-) -> tuple[Tensor, Tensor]:
+def _candidates(similarity: Tensor, index: Tensor, caption_of: Tensor, agreement: Tensor) -> tuple[Tensor, Tensor]:
     """Look-alikes with like captions, each pair once; only images with enough of them to be crowded."""
     size, k = index.shape
     image = torch.arange(size)[:, None].expand(-1, k)
@@ -116,4 +114,5 @@ def _spectrum(x: Tensor) -> Tensor:
     """Fourier transform of `x` without its low frequencies, of mean 0 and length 1: products are correlations."""
     x = x - blur(x, SIDE * 3 / 32)
     x = x - x.mean(dim=(1, 2, 3), keepdim=True)
-    return torch.fft.rfft2(x / x.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None])
+    out: Tensor = torch.fft.rfft2(x / x.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None])
+    return out

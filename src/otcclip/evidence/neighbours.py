@@ -7,10 +7,12 @@ r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform
 
 Four rules keep an enemy from voting for himself:
 
-* near-duplicates of the image do not vote on it (copies of one photo would agree with each other);
+* near-duplicates of the image do not vote on it (copies of one photo would agree with each other), nor do altered
+  copies with like claims where they are more than usual (`evidence.copies`);
 * a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated (on the whole
   image alone it takes the patch pairs trusted at .02 from 60 to 34 of 90, `recipes/evidence_probe.py`);
-* a claim made m times (near-duplicate images under one caption) is held to alpha / m: m copies are m tries;
+* a claim made m times (near-duplicate images under one caption, or a crowd of copies) is held to alpha / m: m copies
+  are m tries;
 * the *worst* view counts: the vote must hold without any one window, in the low, the high and the finest band.
 """
 
@@ -44,7 +46,9 @@ class Evidence:
     Attributes:
         own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
             in the worst view; small = believed.
-        copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images, one caption.
+        copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images under one caption,
+            or all copies where they are a crowd.
+        crowded: `[n]` bool, pairs with more copies than is usual (`evidence.copies.crowds`).
         votes: `[n, k]` int64, look-alikes of the whole image, nearest first, near-duplicates left out.
         by_view: `[v, n]`, `own` in each view.
         vectors: `[n, d]` bfloat16, the whole images' descriptors.
@@ -53,6 +57,7 @@ class Evidence:
 
     own: Tensor
     copies: Tensor
+    crowded: Tensor
     votes: Tensor
     by_view: Tensor
     vectors: Tensor
@@ -76,20 +81,20 @@ def neighbour_evidence(
     ranks, votes, whole = [], None, None
     for _, vectors in descriptors(images, views()):
         if twins is None:
-            twins, made = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
+            twins, made, crowded = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
         similarity, index = look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
         votes, whole = (index, vectors) if votes is None else (votes, whole)
     assert votes is not None and twins is not None and whole is not None
     by_view = torch.stack(ranks)
-    return Evidence(by_view.amax(dim=0), made, votes, by_view, whole, agreement)
+    return Evidence(by_view.amax(dim=0), made, crowded, votes, by_view, whole, agreement)
 
 
 def _one_claim(
     images: Tensor | ImageSource, twins: Twins, vectors: Tensor, caption_of: Tensor, agreement: Tensor
-) -> tuple[Twins, Tensor]:
-    """Who has no vote on whom, near-duplicates and crowded copies, and how often each pair's claim is made."""
+) -> tuple[Twins, Tensor, Tensor]:
+    """Who has no vote on whom, near-duplicates and crowded copies; how often each pair's claim is made; the crowded."""
     size = len(vectors)
     row, image = (torch.cat(part) for part in zip(*((r + t * ROWS, i) for t, (r, i) in enumerate(twins)), strict=True))
     a, b = copies(images, *look_alikes(vectors, twins, CANDIDATES), caption_of, agreement)
@@ -99,7 +104,7 @@ def _one_claim(
     among = crowded[a] & crowded[b]
     a, b = a[among], b[among]
     made = torch.where(crowded, shown, _same_claim(twins, caption_of))
-    return _tiled(torch.cat([row, a, b]), torch.cat([image, b, a]), size), made
+    return _tiled(torch.cat([row, a, b]), torch.cat([image, b, a]), size), made, crowded
 
 
 def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:
