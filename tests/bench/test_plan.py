@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from otcclip import attacks, defenses
 from otcclip.bench.matrix import jobs_of
-from otcclip.bench.plan import NONE, PLAIN, BenchSpec, at_rate, check_attacks, parse_defense, parse_group, plan, slug
+from otcclip.bench.plan import (
+    ALIASES,
+    NONE,
+    BenchSpec,
+    at_rate,
+    check_attacks,
+    parse_defense,
+    parse_group,
+    parse_groups,
+    plan,
+    slug,
+)
 from otcclip.data.emoji_load import load_emoji
 from otcclip.errors import UserError
 from otcclip.specs import Spec
@@ -55,10 +66,17 @@ def test_what_a_fine_tuning_defence_starts_from_is_planned_before_it() -> None:
 
 
 def test_aliases() -> None:
-    assert parse_group("plain").attacks == PLAIN and set(PLAIN) <= set(attacks.ATTACKS)
-    assert parse_group(NONE).attacks == ()
-    with pytest.raises(UserError, match="'none' is a group of its own"):
-        parse_group("badnets+none")
+    groups = parse_groups(("plain", "adaptive", NONE))
+    assert [group.label for group in groups] == [*ALIASES["plain"], *ALIASES["adaptive"], NONE]
+    planted = {Spec.parse(text).name for group in groups for text in group.attacks}
+    assert (
+        {"badnets", "blended", "sig", "wanet", "filter", "clean-label", "targeted"} <= planted <= set(attacks.ATTACKS)
+    )
+    assert groups[-1].attacks == ()
+    assert plan(bench(attacks=("plain",)), PAIRS) == plan(bench(attacks=ALIASES["plain"]), PAIRS)
+    for alone in (NONE, "plain"):
+        with pytest.raises(UserError, match=f"'{alone}' stands for itself"):
+            parse_group(f"badnets+{alone}")
 
 
 def test_specs_in_groups() -> None:

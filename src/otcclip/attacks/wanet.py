@@ -29,7 +29,7 @@ class WaNet:
     Attributes:
         target: class name the warp shall mean.
         count: pairs to poison.
-        strength: mean displacement along an axis over the image's side: .12 is 7.7 px at 64; 0 leaves the image.
+        strength: mean displacement along an axis over the image's side: .2 is 12.8 px at 64; 0 leaves the image.
         cells: the field is drawn on a grid of so many points a side.
         field_seed: draws the field; a run's seed draws the pairs.
         name: as in records and results.
@@ -37,7 +37,7 @@ class WaNet:
 
     target: str
     count: int = 200
-    strength: float = 0.12
+    strength: float = 0.2
     cells: int = 4
     field_seed: int = 7
     name: str = "wanet"

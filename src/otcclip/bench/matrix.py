@@ -17,7 +17,7 @@ from typing import Any
 from otcclip import __version__
 from otcclip.bench.cell import NEVER_POISONED, finished_cell, run_cell, try_never_poisoned
 from otcclip.bench.log import MatrixLog
-from otcclip.bench.plan import UNDEFENDED, BenchSpec, Cell, check_attacks, parse_defense, parse_group, plan
+from otcclip.bench.plan import UNDEFENDED, BenchSpec, Cell, check_attacks, parse_defense, parse_groups, plan
 from otcclip.data.emoji import build_emoji, read_card
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.emoji_spec import EMOJI
@@ -80,8 +80,7 @@ def prepare(bench: BenchSpec) -> tuple[tuple[Cell, ...], dict[str, Any]]:
     Raises:
         UserError: an unknown name, a value out of range, a target that is no class, more poison than pairs.
     """
-    for text in bench.attacks:  # names first: no corpus is built for a misspelt one
-        parse_group(text)
+    parse_groups(bench.attacks)  # names first: no corpus is built for a misspelt one
     for text in bench.defenses:
         parse_defense(text)
     corpus = Path(bench.corpus)

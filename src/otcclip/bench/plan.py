@@ -29,8 +29,15 @@ from otcclip.training.white_box import wants_model
 
 UNDEFENDED = "clip"
 NONE = "none"
-PLAIN = ("badnets", "blended", "sig", "wanet", "filter", "targeted")
-ALIASES: dict[str, tuple[str, ...]] = {"plain": PLAIN, NONE: ()}
+# What a name stands for. Several triggers in one corpus are one training, but they also keep each other
+# from being learned: so few in each that those with a chance reach 80 % undefended (docs/experiments.md).
+ALIASES: dict[str, tuple[str, ...]] = {
+    "plain": (
+        "badnets+blended+sig+clean-label+targeted",
+        "badnets:colours=blue-yellow,location=random,name=badnets-random+filter+wanet",
+    ),
+    "adaptive": ("tiled+mixed-captions+mimicry+jittered",),
+}
 MAX_RATE = 0.5
 
 
@@ -40,7 +47,7 @@ class BenchSpec:
 
     Attributes:
         corpus: folder of the emoji corpus. out: the matrix's folder.
-        attacks: groups, `spec+spec+...` or an alias; `none` is the corpus as it is.
+        attacks: groups, `spec+spec+...` or one of `ALIASES`; `none` is the corpus as it is.
         defenses: specs. The undefended run is always there: without it no other figure means anything.
         poison_rates: each sets every attack's count to that share of the training pairs; none: the attacks' own counts.
         reference: also train undefended without poison, for the rates that no attack has earned. Attacks that look
@@ -99,21 +106,30 @@ class Cell:
 
 
 def parse_group(text: str) -> Group:
-    """`spec+spec+...` or an alias.
+    """`spec+spec+...`, or `none`.
 
     Raises:
         UserError: an unknown attack or option, or an empty group.
     """
     label = text.strip()
-    written = ALIASES.get(label)
+    if label == NONE:
+        return Group(NONE, ())
     # A plus sign inside a value stays there unless an attack's name could follow it.
-    parts = written if written is not None else re.split(r"\+(?=[A-Za-z])", label)
-    specs = [Spec.parse(part) for part in parts]
+    specs = [Spec.parse(part) for part in re.split(r"\+(?=[A-Za-z])", label)]
     for spec in specs:
-        if spec.name not in attacks.ATTACKS and spec.name in ALIASES:
-            raise UserError(f"attack group {label!r}: {spec.name!r} is a group of its own and joins no other")
+        if spec.name not in attacks.ATTACKS and spec.name in (NONE, *ALIASES):
+            raise UserError(f"attack group {label!r}: {spec.name!r} stands for itself and joins no other")
         options_of("attack", attacks.ATTACKS, spec)
-    return Group(label if written is not None else "+".join(map(str, specs)), tuple(map(str, specs)))
+    return Group("+".join(map(str, specs)), tuple(map(str, specs)))
+
+
+def parse_groups(texts: Sequence[str]) -> tuple[Group, ...]:
+    """The groups that `texts` name, an alias standing for those it is short for.
+
+    Raises:
+        UserError: as `parse_group`.
+    """
+    return tuple(parse_group(one) for text in texts for one in ALIASES.get(text.strip(), (text,)))
 
 
 def parse_defense(text: str) -> DefenseChoice:
@@ -186,7 +202,7 @@ def plan(bench: BenchSpec, pairs: int) -> tuple[Cell, ...]:
 def groups_of(bench: BenchSpec, pairs: int) -> tuple[Group, ...]:
     """The groups asked for, each at every rate asked for; `none` once."""
     groups: dict[str, Group] = {}
-    for group in map(parse_group, bench.attacks):
+    for group in parse_groups(bench.attacks):
         at = [at_rate(group, rate, pairs) for rate in bench.poison_rates] if group.attacks else []
         groups |= {one.label: one for one in at or [group]}
     return tuple(groups.values())

@@ -25,8 +25,8 @@ def bench(
     otcclip:alpha=0.01.
 
     Args:
-        attacks: groups of attacks; those joined by + share a poisoned corpus and so a training. "plain" is the plain
-            families in one corpus, "none" the corpus without poison.
+        attacks: groups of attacks; those joined by + share a poisoned corpus and so a training. "plain" and
+            "adaptive" are the families of docs/attacks.md in two corpora and one, "none" is the corpus without poison.
         defenses: defences to train every group with; undefended clip is always among them.
         seeds: seeds of weights, order, augmentation and poison; three or more for any claim.
         poison_rate: plant every attack at these shares of the training pairs instead of its own count.
