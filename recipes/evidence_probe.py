@@ -4,8 +4,8 @@
 
 Plants attacks, each with a target of its own, and prints the share of honest pairs trusted and the poison pairs among
 them: at every level under one threshold for all pairs, with the false discovery rate held by caption
-(`trust.believed`), and with no claim beyond the usual measure (`trust.in_measure`). First the plain attacks in one
-corpus, under all rules of `evidence/neighbours.py` and with one taken away at a time; then the adaptive attacks that
+(`trust.believed`), with no word used unheard beyond the usual (`words.rarely_unheard`), and with no claim beyond the
+usual measure (`trust.in_measure`). First the plain attacks in one corpus, under all rules of `evidence/neighbours.py` and with one taken away at a time; then the adaptive attacks that
 need no model, in a second corpus; with --crowds also four triggers alone, 460 pairs each (5 % of the corpus).
 """
 
@@ -27,6 +27,7 @@ from otcclip.data.pairs import PairStore
 from otcclip.defenses import OTCClip
 from otcclip.evidence.neighbours import Evidence, neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure
+from otcclip.evidence.words import rarely_unheard
 
 LEVELS = (0.005, 0.01, 0.02, 0.05)
 RATE = OTCClip().alpha
@@ -90,6 +91,8 @@ def show(title: str, judged: Judged, names: Sequence[str], share: Tensor | None 
         p = (found.own * found.copies).clamp(max=1.0)
         chosen = believed(p, judged.caption_of, found.agreement, RATE)
         line(f"rate {RATE} by caption", chosen)
+        chosen = rarely_unheard(chosen, p, judged.caption_of, found.words, found.unheard)
+        line("  word for word", chosen)
         place = by_diversity(found.vectors, judged.caption_of, p)
         line("  and in measure", in_measure(chosen, place, p, judged.caption_of, found.agreement))
 

@@ -24,9 +24,9 @@ from otcclip.defenses.base import (
     training_pairs,
 )
 from otcclip.errors import UserError
-from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.neighbours import neighbour_evidence
-from otcclip.evidence.trust import believed
+from otcclip.evidence.trust import believed, by_diversity, in_measure
+from otcclip.evidence.words import rarely_unheard
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.models.two_tower import Features
 from otcclip.transport import FeatureSets
@@ -80,13 +80,13 @@ def test_training_starts_on_what_evidence_bears_out(corpus: Corpus, model: TwoTo
     trusted = decided.action == KEEP
     assert not trusted[corpus.false].any() and not (decided.action == REPAIR).any()
     assert trusted.sum() > 30
-    believed_ones = believed(
-        torch.from_numpy(decided.suspicion),
-        corpus.pairs.caption_of,
-        torch.from_numpy(caption_agreement(corpus.pairs.tokens)),
-        defense.alpha,
-    )
-    assert trusted.tolist() == believed_ones.tolist()
+    pairs, p = corpus.pairs, torch.from_numpy(decided.suspicion).float()
+    found = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
+    expected = believed(p, pairs.caption_of, found.agreement, defense.alpha)
+    expected = rarely_unheard(expected, p, pairs.caption_of, found.words, found.unheard)
+    place = by_diversity(found.vectors, pairs.caption_of, p)
+    expected = in_measure(expected, place, p, pairs.caption_of, found.agreement)
+    assert trusted.tolist() == expected.tolist()
     honest = np.setdiff1d(np.arange(256), corpus.false)
     assert np.median(decided.suspicion[corpus.false]) > 5 * np.median(decided.suspicion[honest])
     # As many visits as pairs, spread evenly over those trusted.

@@ -7,7 +7,7 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
 1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of
    thirteen views: a p-value. Those are believed that leave an expected share of ALPHA wrong pairs under every caption
    (`believed`: a claim made by many is not let in by a few lucky ones), and of those no more under one claim than is
-   usual (`in_measure`).
+   usual (`in_measure`), nor with one word that no look-alike uses (`rarely_unheard`).
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
    of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed. It is no
    witness to a crowd of copies: if it trained on one of them, it has seen the others too.
@@ -47,6 +47,7 @@ from otcclip.evidence.matching import rank_captions
 from otcclip.evidence.neighbours import combined_p, neighbour_evidence, support
 from otcclip.evidence.trust import believed, by_diversity, in_measure
 from otcclip.evidence.views import JUDGING_VIEWS
+from otcclip.evidence.words import rarely_unheard, words_of
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import Features, TwoTower
 
@@ -89,7 +90,8 @@ class OTCClip:
         self._warming_up = False
         self._own: Tensor | None = None
         self._agreement: Tensor | None = None
-        self._votes = self._copies = self._crowded = self._place = torch.empty(0)
+        self._words: Tensor | None = None
+        self._votes = self._copies = self._crowded = self._unheard = self._place = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -116,7 +118,7 @@ class OTCClip:
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
         self._own, self._votes = evidence.own, evidence.votes
         self._copies, self._crowded = evidence.copies, evidence.crowded
-        self._agreement = evidence.agreement
+        self._agreement, self._words, self._unheard = evidence.agreement, evidence.words, evidence.unheard
         self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
         self._place = by_diversity(evidence.vectors, pairs.caption_of, self._suspicion)
         trusted = self._trusted(pairs)
@@ -129,9 +131,12 @@ class OTCClip:
         self._caption = pairs.caption_of.clone()
 
     def _trusted(self, pairs: TrainingPairs) -> Tensor:
-        """Who is believed, and within the measure of its claim."""
+        """Who is believed, word for word, and within the measure of its claim."""
         agreement = self._agreement_of(pairs)
         candidates = believed(self._suspicion, pairs.caption_of, agreement, self.alpha)
+        if self._words is None:
+            self._words = words_of(pairs.tokens)
+        candidates = rarely_unheard(candidates, self._suspicion, pairs.caption_of, self._words, self._unheard)
         return in_measure(candidates, self._place, self._suspicion, pairs.caption_of, agreement)
 
     def _agreement_of(self, pairs: TrainingPairs) -> Tensor:
@@ -204,7 +209,18 @@ class OTCClip:
             return {}
         return {
             name: getattr(self, f"_{name}")
-            for name in ("own", "copies", "crowded", "votes", "place", "action", "caption", "suspicion", "warming_up")
+            for name in (
+                "own",
+                "copies",
+                "crowded",
+                "unheard",
+                "votes",
+                "place",
+                "action",
+                "caption",
+                "suspicion",
+                "warming_up",
+            )
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

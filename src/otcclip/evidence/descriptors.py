@@ -107,7 +107,7 @@ def _describe(gradient: Tensor, colour: Tensor, mask: Tensor) -> Tensor:
 # A loop over pixels, because most of a drawing is flat and costs nothing here; as tensor operations it took 9 times
 # as long, most of what the evidence cost.
 @njit(cache=True)
-def _orientations(luma: NDArray[np.float32], grid: int, bins: int) -> NDArray[np.float32]:
+def _orientations(luma: NDArray[np.float32], grid: int, bins: int) -> NDArray[np.float32]:  # pragma: no cover
     """Mean gradient energy `[n, bins, grid, grid]` by orientation in the cells of `luma [n, H, W]`.
 
     Energy is shared between the two nearest orientations, so that a small turn is a small change.

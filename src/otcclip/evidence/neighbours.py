@@ -29,6 +29,7 @@ from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.copies import CANDIDATES, LIKE, copies, crowds
 from otcclip.evidence.descriptors import descriptors, views
+from otcclip.evidence.words import unheard, words_of
 
 NEIGHBOURS = 16
 SHARPNESS = 0.05  # cosine difference at which a neighbour's weight falls by e
@@ -53,6 +54,8 @@ class Evidence:
         by_view: `[v, n]`, `own` in each view.
         vectors: `[n, d]` bfloat16, the whole images' descriptors.
         agreement: `[u, u]` of the captions (`evidence.captions`).
+        words: `[u, l]` of the captions, and unheard: `[n, l]` bool, those that in some view no look-alike uses
+            (`evidence.words`).
     """
 
     own: Tensor
@@ -62,6 +65,8 @@ class Evidence:
     by_view: Tensor
     vectors: Tensor
     agreement: Tensor
+    words: Tensor
+    unheard: Tensor
 
 
 def neighbour_evidence(
@@ -78,17 +83,21 @@ def neighbour_evidence(
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
     twins: Twins | None = None
+    words = words_of(tokens)
+    lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
     ranks, votes, whole = [], None, None
     for _, vectors in descriptors(images, views()):
         if twins is None:
             twins, made, crowded = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
         similarity, index = look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
+        lacking |= unheard(words, caption_of, index)
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
         votes, whole = (index, vectors) if votes is None else (votes, whole)
     assert votes is not None and twins is not None and whole is not None
     by_view = torch.stack(ranks)
-    return Evidence(by_view.amax(dim=0), made, crowded, votes, by_view, whole, agreement)
+    own = by_view.amax(dim=0)
+    return Evidence(own, made, crowded, votes, by_view, whole, agreement, words, lacking)
 
 
 def _one_claim(

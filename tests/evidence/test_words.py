@@ -1,0 +1,94 @@
+"""A word that nobody who sees the like uses is found, and used by as many pairs as is usual and no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from otcclip.evidence import words as module
+from otcclip.evidence.words import NONE, rarely_unheard, unheard, words_of
+
+START, END = 1000, 2000
+
+
+def tokens_of(captions: list[list[int]]) -> Tensor:
+    width = max(map(len, captions)) + 3
+    return torch.tensor([[START, *c, END, *[0] * (width - len(c) - 2)] for c in captions])
+
+
+def said(words: Tensor) -> list[int]:
+    return [int((row != NONE).sum()) for row in words]
+
+
+def test_words_are_distinct_and_those_of_every_caption_are_left_out() -> None:
+    """Token 7 stands in all captions and says nothing; a word said twice is one."""
+    words = words_of(tokens_of([[7, 1, 2], [7, 2, 3, 3], [7, 1]]))
+    assert said(words) == [2, 2, 1]
+    assert words[0, 0] == words[2, 0] and words[0, 1] == words[1, 0] and words[1, 1] not in words[0]
+
+
+def test_no_words_at_all() -> None:
+    words = words_of(tokens_of([[7], [7]]))
+    assert words.shape == (2, 1) and (words == NONE).all()
+    assert not unheard(words, torch.tensor([0, 1]), torch.tensor([[1], [0]])).any()
+
+
+@given(st.data())
+def test_unheard_is_what_sets_say(data: st.DataObject) -> None:
+    n = data.draw(st.integers(2, 8))
+    captions = [data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4, unique=True)) for _ in range(n)]
+    words = words_of(tokens_of([*captions, [900], [901]]))  # two more, so that no word stands in all
+    votes = torch.tensor([data.draw(st.lists(st.integers(0, n - 1), min_size=3, max_size=3)) for _ in range(n)])
+    got = unheard(words, torch.arange(n), votes)
+    for i in range(n):
+        heard = {word for j in votes[i].tolist() for word in words[j].tolist()}
+        assert got[i].tolist() == [word != NONE and word not in heard for word in words[i].tolist()]
+
+
+@pytest.fixture
+def claims() -> tuple[Tensor, Tensor, Tensor]:
+    """Captions [200], their words, what is unheard: 40 pairs use the last word (20) unheard, others at most one."""
+    words = torch.arange(200)[:, None] % 20
+    words = torch.cat([words, torch.full((200, 1), NONE)], dim=1)
+    words[:40, 1] = 20
+    lacking = torch.zeros(200, 2, dtype=torch.bool)
+    lacking[:40, 1] = True
+    lacking[100:120, 0] = True
+    return torch.arange(200), words, lacking
+
+
+def test_a_word_is_taken_on_trust_as_often_as_is_usual(claims: tuple[Tensor, Tensor, Tensor]) -> None:
+    caption_of, words, lacking = claims
+    p = torch.linspace(1e-3, 0, 200)  # the last are believed most
+    kept = rarely_unheard(torch.ones(200, dtype=torch.bool), p, caption_of, words, lacking)
+    assert kept[40:].all(), "words that each use for themselves cost nobody anything"
+    assert torch.nonzero(kept[:40])[:, 0].tolist() == [39], "the most believed one stays, as is usual for a word"
+
+
+def test_only_what_candidates_say_counts(claims: tuple[Tensor, Tensor, Tensor]) -> None:
+    caption_of, words, lacking = claims
+    candidates = torch.arange(200) > 37
+    kept = rarely_unheard(candidates, torch.zeros(200), caption_of, words, lacking)
+    assert not (kept & ~candidates).any()
+    assert int(kept[38:40].sum()) == 1
+
+
+def test_nothing_unheard_keeps_all(claims: tuple[Tensor, Tensor, Tensor]) -> None:
+    caption_of, words, lacking = claims
+    candidates = torch.arange(200) % 2 == 0
+    assert rarely_unheard(candidates, torch.zeros(200), caption_of, words, lacking & False).equal(candidates)
+    nobody = torch.zeros(200, dtype=torch.bool)
+    assert not rarely_unheard(nobody, torch.zeros(200), caption_of, words, lacking).any()
+
+
+def test_what_all_words_do_is_usual(claims: tuple[Tensor, Tensor, Tensor]) -> None:
+    """An enemy moves the quantile only by as many words: with every word unheard ten times, ten is usual."""
+    caption_of, words, _ = claims
+    lacking = words != NONE
+    everyone = torch.ones(200, dtype=torch.bool)
+    kept = rarely_unheard(everyone, torch.linspace(0, 1e-3, 200), caption_of, words[:, :1], lacking[:, :1])
+    assert kept.all() and np.isclose(module.USUAL, 0.95)
