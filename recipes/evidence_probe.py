@@ -5,8 +5,9 @@
 Plants attacks, each with a target of its own, and prints the share of honest pairs trusted and the poison pairs among
 them: at every level under one threshold for all pairs, with the false discovery rate held by caption
 (`trust.believed`), with no word used unheard beyond the usual (`words.rarely_unheard`), and with no claim beyond the
-usual measure (`trust.in_measure`). First the plain attacks in one corpus, under all rules of `evidence/neighbours.py` and with one taken away at a time; then the adaptive attacks that
-need no model, in a second corpus; with --crowds also four triggers alone, 460 pairs each (5 % of the corpus).
+usual measure (`trust.in_measure`). First the plain attacks in one corpus, under all rules of `evidence/neighbours.py`
+and with one taken away at a time; then the adaptive attacks that need no model, in a second corpus; with --crowds also
+four triggers alone, 460 pairs each (5 % of the corpus).
 """
 
 from __future__ import annotations
