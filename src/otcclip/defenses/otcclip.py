@@ -134,9 +134,7 @@ class OTCClip:
         """Who is believed, word for word, and within the measure of its claim."""
         agreement = self._agreement_of(pairs)
         candidates = believed(self._suspicion, pairs.caption_of, agreement, self.alpha)
-        if self._words is None:
-            self._words = words_of(pairs.tokens)
-        candidates = rarely_unheard(candidates, self._suspicion, pairs.caption_of, self._words, self._unheard)
+        candidates = rarely_unheard(candidates, self._suspicion, pairs.caption_of, self._words_of(pairs), self._unheard)
         return in_measure(candidates, self._place, self._suspicion, pairs.caption_of, agreement)
 
     def _agreement_of(self, pairs: TrainingPairs) -> Tensor:
@@ -144,6 +142,12 @@ class OTCClip:
         if self._agreement is None:
             self._agreement = torch.from_numpy(caption_agreement(pairs.tokens))
         return self._agreement
+
+    def _words_of(self, pairs: TrainingPairs) -> Tensor:
+        """The captions' words; made anew after a resume, as the agreement is."""
+        if self._words is None:
+            self._words = words_of(pairs.tokens)
+        return self._words
 
     @torch.no_grad()
     def _ask_the_model(self, model: TwoTower, pairs: TrainingPairs) -> None:
