@@ -26,24 +26,34 @@ def said(words: Tensor) -> list[int]:
 
 def test_words_are_distinct_and_those_of_every_caption_are_left_out() -> None:
     """Token 7 stands in all captions and says nothing; a word said twice is one."""
-    words = words_of(tokens_of([[7, 1, 2], [7, 2, 3, 3], [7, 1]]))
+    words, much = words_of(tokens_of([[7, 1, 2], [7, 2, 3, 3], [7, 1]]))
+    assert much.equal(words != NONE)
     assert said(words) == [2, 2, 1]
     assert words[0, 0] == words[2, 0] and words[0, 1] == words[1, 0] and words[1, 1] not in words[0]
 
 
 def test_no_words_at_all() -> None:
-    words = words_of(tokens_of([[7], [7]]))
+    words, much = words_of(tokens_of([[7], [7]]))
     assert words.shape == (2, 1) and (words == NONE).all()
-    assert not unheard(words, torch.tensor([0, 1]), torch.tensor([[1], [0]])).any()
+    assert not unheard(words, much, torch.tensor([0, 1]), torch.tensor([[1], [0]])).any()
+
+
+def test_a_word_among_many_says_little() -> None:
+    """Of forty words of a caption none has a tenth of its mass; each is heard of all the same."""
+    words, much = words_of(tokens_of([list(range(1, 41)), [1], [2, 50]]))
+    assert not much[0].any() and much[1, 0] and much[2, :2].all()
+    votes = torch.tensor([[2], [0], [0]])
+    lacking = unheard(words, much, torch.arange(3), votes)
+    assert not lacking[0].any() and not lacking[1].any() and lacking[2].sum() == 1
 
 
 @given(st.data())
 def test_unheard_is_what_sets_say(data: st.DataObject) -> None:
     n = data.draw(st.integers(2, 8))
     captions = [data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4, unique=True)) for _ in range(n)]
-    words = words_of(tokens_of([*captions, [900], [901]]))  # two more, so that no word stands in all
+    words, _ = words_of(tokens_of([*captions, [900], [901]]))  # two more, so that no word stands in all
     votes = torch.tensor([data.draw(st.lists(st.integers(0, n - 1), min_size=3, max_size=3)) for _ in range(n)])
-    got = unheard(words, torch.arange(n), votes)
+    got = unheard(words, words != NONE, torch.arange(n), votes)
     for i in range(n):
         heard = {word for j in votes[i].tolist() for word in words[j].tolist()}
         assert got[i].tolist() == [word != NONE and word not in heard for word in words[i].tolist()]
@@ -51,10 +61,10 @@ def test_unheard_is_what_sets_say(data: st.DataObject) -> None:
 
 @pytest.fixture
 def claims() -> tuple[Tensor, Tensor, Tensor]:
-    """Captions [200], their words, what is unheard: 40 pairs use the last word (20) unheard, others at most one."""
-    words = torch.arange(200)[:, None] % 20
+    """Captions [200], their words, what is unheard: 40 pairs use the last word (200) unheard, 20 one of their own."""
+    words = torch.arange(200)[:, None]
     words = torch.cat([words, torch.full((200, 1), NONE)], dim=1)
-    words[:40, 1] = 20
+    words[:40, 1] = 200
     lacking = torch.zeros(200, 2, dtype=torch.bool)
     lacking[:40, 1] = True
     lacking[100:120, 0] = True
@@ -88,7 +98,8 @@ def test_nothing_unheard_keeps_all(claims: tuple[Tensor, Tensor, Tensor]) -> Non
 def test_what_all_words_do_is_usual(claims: tuple[Tensor, Tensor, Tensor]) -> None:
     """An enemy moves the quantile only by as many words: with every word unheard ten times, ten is usual."""
     caption_of, words, _ = claims
+    words = words % 20
     lacking = words != NONE
     everyone = torch.ones(200, dtype=torch.bool)
     kept = rarely_unheard(everyone, torch.linspace(0, 1e-3, 200), caption_of, words[:, :1], lacking[:, :1])
-    assert kept.all() and np.isclose(module.USUAL, 0.95)
+    assert kept.all() and np.isclose(module.USUAL, 0.99)

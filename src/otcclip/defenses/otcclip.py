@@ -146,7 +146,7 @@ class OTCClip:
     def _words_of(self, pairs: TrainingPairs) -> Tensor:
         """The captions' words; made anew after a resume, as the agreement is."""
         if self._words is None:
-            self._words = words_of(pairs.tokens)
+            self._words, _ = words_of(pairs.tokens)
         return self._words
 
     @torch.no_grad()

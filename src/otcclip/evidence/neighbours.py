@@ -54,8 +54,8 @@ class Evidence:
         by_view: `[v, n]`, `own` in each view.
         vectors: `[n, d]` bfloat16, the whole images' descriptors.
         agreement: `[u, u]` of the captions (`evidence.captions`).
-        words: `[u, l]` of the captions, and unheard: `[n, l]` bool, those that in some view no look-alike uses
-            (`evidence.words`).
+        words: `[u, l]` of the captions, and unheard: `[n, l]` bool, those that say much and that in some view no
+            look-alike uses (`evidence.words`).
     """
 
     own: Tensor
@@ -83,7 +83,7 @@ def neighbour_evidence(
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
     twins: Twins | None = None
-    words = words_of(tokens)
+    words, much = words_of(tokens)
     lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
     ranks, votes, whole = [], None, None
     for _, vectors in descriptors(images, views()):
@@ -91,7 +91,7 @@ def neighbour_evidence(
             twins, made, crowded = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
         similarity, index = look_alikes(vectors, twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
-        lacking |= unheard(words, caption_of, index)
+        lacking |= unheard(words, much, caption_of, index)
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
         votes, whole = (index, vectors) if votes is None else (votes, whole)
     assert votes is not None and twins is not None and whole is not None

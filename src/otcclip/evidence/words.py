@@ -1,10 +1,10 @@
 """Does anybody who sees the like use this word? One false word in a true caption is a lie that the rest vouches for.
 
 A caption is believed as a whole by the words that it shares with those of its image's look-alikes. Who writes the
-target's name before what the image truly shows is believed for the rest. So each word is looked at for itself: it is
-*unheard* if there is a view in which no look-alike's caption has it. Honest captions have such words too, but each
-has them for itself; an attack needs one word many times. So a word may be taken on the rest of the caption's credit no
-more often than is usual for a word (`rarely_unheard`): a quantile over words, moved only by as many words.
+target's name before what the image truly shows is believed for the rest. So each word that says much is looked at for
+itself: it is *unheard* if there is a view in which no look-alike's caption has it. Honest captions have such words too,
+but each has them for itself; an attack needs one word many times. So a word may be taken on the rest of the caption's
+credit no more often than is usual for a word (`rarely_unheard`): a quantile over words, moved only by as many words.
 """
 
 from __future__ import annotations
@@ -17,43 +17,47 @@ from torch import Tensor
 
 from otcclip.evidence.captions import token_marginals
 
-USUAL = 0.95  # quantile over words of how many believed pairs use one unheard
+USUAL = 0.99  # quantile over words of how many believed pairs use one unheard
+SAYS_MUCH = 0.1  # share of its caption's mass (inverse document frequency) from which a word is looked at
 NONE = -1
 
 
-def words_of(tokens: Tensor) -> Tensor:
-    """`tokens [u, context]` -> `[u, l]` int64, each caption's distinct words by number, then `NONE`."""
-    row, word = np.nonzero(token_marginals(tokens))
+def words_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """`tokens [u, context]` -> `[u, l]` int64, each caption's distinct words by number, then `NONE`; and `[u, l]` bool,
+    which of them say much."""
+    mass = token_marginals(tokens)
+    row, word = np.nonzero(mass)
     number = np.bincount(row, minlength=len(tokens))
     place = np.arange(len(row)) - np.repeat(np.cumsum(number) - number, number)
-    out = torch.full((len(tokens), max(1, int(number.max(initial=0)))), NONE)
-    out[torch.from_numpy(row), torch.from_numpy(place)] = torch.from_numpy(word)
-    return out
+    words = np.full((len(tokens), max(1, int(number.max(initial=0)))), NONE)
+    words[row, place] = word
+    much = np.zeros(words.shape, bool)
+    much[row, place] = mass[row, word] >= SAYS_MUCH
+    return torch.from_numpy(words), torch.from_numpy(much)
 
 
-def unheard(words: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
-    """Which words of its caption no look-alike of an image has.
+def unheard(words: Tensor, much: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
+    """Which words of its caption that say much no look-alike of an image has.
 
     Args:
-        words: `[u, l]` from `words_of`. caption_of: `[n]` int64. votes: `[n, k]` int64, each image's look-alikes.
+        words, much: `[u, l]` from `words_of`. caption_of: `[n]` int64. votes: `[n, k]` int64, each image's look-alikes.
 
     Returns:
-        `[n, l]` bool; False where the caption has no such word.
+        `[n, l]` bool.
     """
-    return torch.from_numpy(_unheard(words.numpy(), caption_of.numpy(), votes.numpy()))
+    return torch.from_numpy(_unheard(words.numpy(), much.numpy(), caption_of.numpy(), votes.numpy()))
 
 
 @njit(cache=True)
 def _unheard(  # pragma: no cover
-    words: NDArray[np.int64], caption_of: NDArray[np.int64], votes: NDArray[np.int64]
+    words: NDArray[np.int64], much: NDArray[np.bool_], caption_of: NDArray[np.int64], votes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     out = np.zeros((len(caption_of), words.shape[1]), np.bool_)
     for i in range(len(caption_of)):
         for place in range(words.shape[1]):
-            word = words[caption_of[i], place]
-            if word < 0:
-                break
-            found = False
+            if not much[caption_of[i], place]:
+                continue
+            word, found = words[caption_of[i], place], False
             for j in votes[i]:
                 for other in words[caption_of[j]]:
                     found = found or other == word
