@@ -226,6 +226,44 @@ def test_a_model_that_knows_lets_the_true_in_and_repairs_the_false(
     assert (defense.decisions(corpus.pairs).action == decided.action).all(), "asked again before its time"
 
 
+def test_a_model_is_no_witness_to_a_crowd(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
+    """With every pair crowded nobody enters by what the model says, and each keeps its look-alikes' word."""
+    defense = OTCClip()
+    ask(defense, 0, certain, corpus.pairs)
+    before = defense.decisions(corpus.pairs)
+    action, suspicion = before.action.copy(), before.suspicion.copy()
+    defense._crowded = torch.ones(len(corpus.pairs), dtype=torch.bool)
+    ask(defense, 4, certain, corpus.pairs)
+    after = defense.decisions(corpus.pairs)
+    np.testing.assert_allclose(after.suspicion, suspicion, rtol=1e-6)
+    assert ((after.action == KEEP) == (action == KEEP)).all()
+
+
+def test_who_uses_a_word_on_credit_is_held_back(
+    corpus: Corpus, model: TwoTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the rule refuses does not enter, at the start and at a refresh after a resume."""
+    asked = []
+
+    def refuse_even(candidates: Tensor, p: Tensor, caption_of: Tensor, words: Tensor, lacking: Tensor) -> Tensor:
+        asked.append((words, lacking))
+        return candidates & (torch.arange(len(candidates)) % 2 == 1)
+
+    monkeypatch.setattr("otcclip.defenses.otcclip.rarely_unheard", refuse_even)
+    defense = OTCClip()
+    ask(defense, 0, model, corpus.pairs)
+    assert (defense.decisions(corpus.pairs).action[::2] == HOLD_BACK).all()
+    resumed = OTCClip()
+    resumed.load_state_dict(defense.state_dict())
+    ask(resumed, 4, model, corpus.pairs)
+    assert (resumed.decisions(corpus.pairs).action[::2] != KEEP).all()
+    found = neighbour_evidence(corpus.pairs.images, corpus.pairs.tokens, corpus.pairs.caption_of)
+    assert resumed._crowded.equal(found.crowded)
+    assert len(asked) == 2
+    for words, lacking in asked:
+        assert words.equal(found.words) and lacking.equal(found.unheard)
+
+
 @pytest.mark.parametrize("off", ["grow", "repair"])
 def test_growth_and_repair_can_be_switched_off(off: str, corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
     defense = OTCClip(first_refresh=1, refresh=1, **{off: False})

@@ -222,3 +222,20 @@ def test_fishers_combination() -> None:
             assert float(got[i]) == pytest.approx(expected, rel=1e-6)
     assert combined_p(torch.ones(1), torch.ones(1)) == 1
     assert 0 <= combined_p(torch.zeros(1), torch.zeros(1)) < 1e-20
+
+
+def test_a_word_unheard_in_any_view_is_unheard(honest: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each view's look-alikes are asked; what one of them lacks stays lacking."""
+    calls = []
+
+    def one_pair_a_view(words: Tensor, much: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
+        out = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
+        out[len(calls), 0] = True
+        calls.append(votes)
+        return out
+
+    monkeypatch.setattr("otcclip.evidence.neighbours.unheard", one_pair_a_view)
+    found = evidence_of(honest)
+    assert len(calls) == len(found.by_view) == 13
+    assert found.unheard[:13, 0].all() and found.unheard.sum() == 13
+    assert calls[0].equal(found.votes)

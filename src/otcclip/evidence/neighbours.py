@@ -112,7 +112,7 @@ def _one_claim(
     shown, crowded = crowds(size, a, b)
     among = crowded[a] & crowded[b]
     a, b = a[among], b[among]
-    made = torch.where(crowded, shown, _same_claim(twins, caption_of))
+    made = torch.where(crowded, shown, _same_claim(row, image, caption_of))
     return _tiled(torch.cat([row, a, b]), torch.cat([image, b, a]), size), made, crowded
 
 
@@ -137,14 +137,10 @@ def near_duplicates(vectors: Tensor) -> Twins:
     return out
 
 
-def _same_claim(twins: Twins, caption_of: Tensor) -> Tensor:
-    """For each pair, how many near-duplicates carry its very caption, itself included."""
-    counts = torch.zeros(len(caption_of), dtype=torch.int64)
-    for tile, (row, image) in enumerate(twins):
-        pair = row + tile * ROWS
-        same = caption_of[pair] == caption_of[image]
-        counts.scatter_add_(0, pair[same], torch.ones_like(pair[same]))
-    return counts
+def _same_claim(row: Tensor, image: Tensor, caption_of: Tensor) -> Tensor:
+    """For each pair, how many of its near-duplicates `(row, image)` carry its very caption, itself included."""
+    same = caption_of[row] == caption_of[image]
+    return torch.bincount(row[same], minlength=len(caption_of))
 
 
 def look_alikes(vectors: Tensor, twins: Twins, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:

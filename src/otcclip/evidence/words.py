@@ -79,10 +79,10 @@ def rarely_unheard(candidates: Tensor, p: Tensor, caption_of: Tensor, words: Ten
     """
     rows = torch.nonzero(candidates)[:, 0]
     spoken, lacks = words[caption_of[rows]], lacking[rows]
-    used = torch.bincount(spoken[spoken >= 0], minlength=1)
-    often = torch.bincount(spoken[lacks], minlength=len(used))
     if not bool(lacks.any()):
         return candidates.clone()
+    used = torch.bincount(spoken[spoken >= 0])
+    often = torch.bincount(spoken[lacks], minlength=len(used))
     most = torch.quantile(often[used > 0].float(), USUAL)
     taken = torch.zeros(len(used))
     out = candidates.clone()
