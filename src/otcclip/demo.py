@@ -17,7 +17,8 @@ from typing import Any
 
 from otcclip import attacks, defenses
 from otcclip.data.atomic import write_json
-from otcclip.data.emoji import build_emoji
+from otcclip.data.emoji import build_emoji, check_style
+from otcclip.data.emoji_spec import EMOJI
 from otcclip.errors import UserError
 from otcclip.models import open_clip_model_size
 from otcclip.progress import console
@@ -54,7 +55,8 @@ def run_demo(
         find("defence", defenses.DEFENSES, name)
     if epochs < 1:
         raise UserError(f"--epochs {epochs}: at least 1")
-    build_emoji(corpus, hold_out=hold_out)
+    check_style(hold_out, EMOJI.styles)  # before half a minute of building
+    build_emoji(corpus)
     spec = RunSpec(str(corpus), str(out), "clip", hold_out=hold_out, target=target, seed=seed, epochs=epochs)
     _write_ground_truth(spec, chosen)
     specs = [replace(spec, defense=name) for name in chosen]

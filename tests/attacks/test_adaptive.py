@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -47,6 +50,18 @@ def test_words_are_counted_once_a_caption() -> None:
     assert words("Polar-bear | Animal, animal, it’s") == ["polar-bear", "animal", "it’s"]
     counted = frequency([*CAPTIONS, CAPTIONS[1]])
     assert counted["fruit"] == counted["food"] == 2 and counted["red"] == 1 and counted["animal"] == 2
+
+
+def test_words_are_ranked_alike_whatever_python_hashes() -> None:
+    """A corpus poisoned in another process is the same corpus: sets of strings come in another order in each."""
+    code = "from otcclip.attacks.wording import frequency; print(list(frequency([f'w{i}' for i in range(50)])))"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
 
 
 def test_paraphrases_name_the_target_and_use_frequent_words() -> None:

@@ -76,6 +76,8 @@ def test_hold_out_is_recorded_and_may_be_overruled(corpus: Path, spec: EmojiSpec
     }
     assert load_emoji(corpus, 8).hold_out == "noto"
     assert load_emoji(corpus, 8, "fxemoji").hold_out == "fxemoji"
+    assert build_emoji(corpus, spec=spec).hold_out == "noto"  # who names no style changes nobody's default
+    assert load_emoji(corpus, 8).hold_out == "noto"
     (corpus / "split.json").write_text("{")
     assert load_emoji(corpus, 8).hold_out == "twemoji"
 

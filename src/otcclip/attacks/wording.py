@@ -25,8 +25,8 @@ def words(caption: str) -> list[str]:
 
 
 def frequency(captions: Sequence[str]) -> Counter[str]:
-    """In how many of the different captions each word occurs."""
-    return Counter(word for caption in set(captions) for word in words(caption))
+    """In how many of the different captions each word occurs, in an order that follows from the captions alone."""
+    return Counter(word for caption in sorted(set(captions)) for word in words(caption))
 
 
 def sentence(name: str, others: Sequence[str], captions: Sequence[str]) -> str:

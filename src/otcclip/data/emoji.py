@@ -26,7 +26,7 @@ from otcclip.data import npm
 from otcclip.data.atomic import atomic_file, atomic_folder, write_json, write_text
 from otcclip.data.card import CORPUS, count, make_card, render_card
 from otcclip.data.emoji_icons import Drawing, draw, plan
-from otcclip.data.emoji_spec import EMOJI, NEAR_SIBLINGS, EmojiSpec
+from otcclip.data.emoji_spec import DEFAULT_STYLE, EMOJI, NEAR_SIBLINGS, EmojiSpec
 from otcclip.data.pairs import Pair
 from otcclip.data.shards import write_shard
 from otcclip.errors import UserError
@@ -51,19 +51,19 @@ class EmojiCorpus:
 def build_emoji(
     out: Path | str,
     *,
-    hold_out: str = "twemoji",
+    hold_out: str | None = None,
     node_modules: Path | None = None,
     spec: EmojiSpec = EMOJI,
 ) -> EmojiCorpus:
     """Build the corpus at `out`, or reuse it when a complete one of this version is there.
 
     All styles are written; `hold_out` only sets the split that `load_emoji` makes by default, also of a
-    reused corpus.
+    reused corpus. None leaves what a reused corpus has, so that a run which names its own split changes no other's.
 
     Args:
         out: the corpus's folder; a corpus of another version or a damaged one is replaced, any other folder
             refused.
-        hold_out: style of the default test split.
+        hold_out: style of the default test split; DEFAULT_STYLE where none was ever chosen.
         node_modules: packages already installed; by default npm installs them to a temporary folder.
         spec: packages and counts.
 
@@ -72,7 +72,8 @@ def build_emoji(
             out, a full disk, or a folder at `out` that is no emoji corpus. Nothing half-written is left.
     """
     folder = Path(out)
-    check_style(hold_out, spec.styles)
+    if hold_out is not None:
+        check_style(hold_out, spec.styles)
     card = read_card(folder)
     if card is None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is no emoji corpus; name another folder")
@@ -83,6 +84,8 @@ def build_emoji(
         else:
             with tempfile.TemporaryDirectory(prefix="otcclip-npm-", ignore_cleanup_errors=True) as scratch:
                 _build(folder, npm.install(spec.packages, Path(scratch)), spec)
+    if hold_out is None:
+        hold_out = (read_split(folder) if reused else None) or DEFAULT_STYLE
     _write_split(folder, hold_out)
     return EmojiCorpus(folder, hold_out, spec.pairs, spec.names, spec.plain_pairs, spec.plain_names, reused=reused)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from otcclip.data.atomic import atomic_file
 from otcclip.data.decode import BadPair, decode_image
 from otcclip.data.emoji import INDEX_COLUMNS, check_style, read_card, read_split
-from otcclip.data.emoji_spec import NEAR_SIBLINGS, PLAIN_EXCLUDES
+from otcclip.data.emoji_spec import DEFAULT_STYLE, NEAR_SIBLINGS, PLAIN_EXCLUDES
 from otcclip.data.pairs import PairStore
 from otcclip.data.shards import read_shard
 from otcclip.errors import UserError
@@ -75,7 +75,7 @@ def load_emoji(
         raise UserError(f"{root}: no emoji corpus here; build one with `otcclip corpus emoji --out {root}`")
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"image size {image_size}: choose 1 to {MAX_IMAGE_SIZE} pixels")
-    style = hold_out if hold_out is not None else read_split(root) or "twemoji"
+    style = hold_out if hold_out is not None else read_split(root) or DEFAULT_STYLE
     check_style(style, tuple(card["styles"]))
     if unknown := sorted(set(groups_excluded) - set(card["groups"])):
         raise UserError(f"unknown group {unknown[0]!r}: choose from {', '.join(sorted(card['groups']))}")

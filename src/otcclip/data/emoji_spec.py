@@ -10,6 +10,9 @@ RENDER_SIZE = 64
 PLAIN_EXCLUDES = ("symbols", "flags")
 """Groups left out of the reference task: letters in boxes and flags say little by their looks."""
 
+DEFAULT_STYLE = "twemoji"
+"""The style held out where nobody names one."""
+
 NEAR_SIBLINGS = {
     "fluent3d": "fluent-emoji-flat",
     "fluent-emoji-flat": "fluent3d",
