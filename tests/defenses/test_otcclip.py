@@ -239,6 +239,45 @@ def test_a_model_is_no_witness_to_a_crowd(corpus: Corpus, certain: TwoTower, tru
     assert ((after.action == KEEP) == (action == KEEP)).all()
 
 
+def test_who_came_in_on_a_word_that_is_worth_nothing_goes_out(
+    corpus: Corpus, certain: TwoTower, truth: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model lets some in; under every second caption it then proves no witness: they go out, for good by its word."""
+    closed = torch.zeros(len(corpus.pairs.captions), dtype=torch.bool)
+    spoken_for = []
+
+    def open_ones(vouched: Tensor, caption_of: Tensor, agreement: Tensor) -> Tensor:
+        spoken_for.append(vouched)
+        return ~closed
+
+    monkeypatch.setattr("otcclip.defenses.otcclip.usually_vouched", open_ones)
+    defense = OTCClip(first_refresh=1, refresh=1)
+    kept = []
+    for epoch in range(2):
+        ask(defense, epoch, certain, corpus.pairs)
+        kept.append(torch.from_numpy(defense.decisions(corpus.pairs).action == KEEP))
+    first, grown = kept[0], kept[1] & ~kept[0]
+    assert int(grown.sum()) >= 4 and not bool((spoken_for[0] & first).any())
+    assert bool(spoken_for[0][grown].any())
+
+    closed[::2] = True
+    resumed = OTCClip(first_refresh=1, refresh=1)
+    resumed.load_state_dict(defense.state_dict())
+    ask(resumed, 2, certain, corpus.pairs)
+    after = resumed.decisions(corpus.pairs)
+    out = grown & closed[corpus.pairs.caption_of]
+    assert bool(out.any()) and bool((grown & ~out).any())
+    assert (after.action[out] == HOLD_BACK).all() and (after.action[grown & ~out] == KEEP).all()
+    assert (after.action[first] == KEEP).all(), "whom look-alikes bear out stays"
+    alone = (resumed._own * resumed._copies).clamp(max=1.0)
+    np.testing.assert_allclose(after.suspicion[out], alone[out], rtol=1e-6)
+
+    closed[:] = False
+    ask(resumed, 3, certain, corpus.pairs)
+    again = resumed.decisions(corpus.pairs).suspicion
+    np.testing.assert_allclose(again[out], alone[out], rtol=1e-6, err_msg="a model is no witness to what it learned")
+
+
 def test_who_uses_a_word_on_credit_is_held_back(
     corpus: Corpus, model: TwoTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otcclip.evidence import trust
-from otcclip.evidence.trust import believed, by_diversity, in_measure
+from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 
 
 def by_hand(p: np.ndarray, caption_of: np.ndarray, agreement: np.ndarray, alpha: float) -> np.ndarray:
@@ -146,3 +146,23 @@ def test_only_candidates_stay() -> None:
     candidates = torch.arange(20) % 3 == 0
     kept = in_measure(candidates, torch.zeros(20, dtype=torch.int64), torch.rand(20), caption_of, torch.eye(10))
     assert kept.tolist() == candidates.tolist()
+
+
+def test_a_model_that_speaks_for_many_under_one_claim_is_no_witness_to_it() -> None:
+    """Forty captions of eight pairs, three of which a model speaks for; for seven under caption 0 and its paraphrase."""
+    caption_of = torch.arange(40).repeat(8)
+    place = torch.arange(8).repeat_interleave(40)
+    vouched = (place < 3) | ((caption_of < 2) & (place < 7))
+    alone = usually_vouched(vouched, caption_of, torch.eye(40))
+    assert alone.tolist() == [False, False, *[True] * 38]
+    paraphrased = torch.eye(40)
+    paraphrased[0, 1] = paraphrased[1, 0] = 0.9
+    split = vouched & ~((caption_of < 2) & (place >= 3))  # three under each wording, as under any other caption
+    assert usually_vouched(split, caption_of, torch.eye(40)).all()
+    assert usually_vouched(split, caption_of, paraphrased).tolist() == [False, False, *[True] * 38]
+
+
+def test_where_a_model_speaks_for_all_claims_alike_it_is_a_witness_to_all() -> None:
+    caption_of = torch.arange(40).repeat(8)
+    for vouched in (torch.zeros(320, dtype=torch.bool), torch.ones(320, dtype=torch.bool)):
+        assert usually_vouched(vouched, caption_of, torch.eye(40)).all()

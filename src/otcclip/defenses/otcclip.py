@@ -45,7 +45,7 @@ from otcclip.errors import UserError
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.matching import rank_captions
 from otcclip.evidence.neighbours import combined_p, neighbour_evidence, support
-from otcclip.evidence.trust import believed, by_diversity, in_measure
+from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 from otcclip.evidence.views import JUDGING_VIEWS
 from otcclip.evidence.words import rarely_unheard, words_of
 from otcclip.models.encode import encode_captions, encode_images
@@ -91,7 +91,7 @@ class OTCClip:
         self._own: Tensor | None = None
         self._agreement: Tensor | None = None
         self._words: Tensor | None = None
-        self._votes = self._copies = self._crowded = self._unheard = self._place = torch.empty(0)
+        self._votes = self._copies = self._crowded = self._unheard = self._place = self._grown = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -128,6 +128,7 @@ class OTCClip:
                 f"with fewer than {MIN_TRUSTED} there is nothing to train on (too few pairs, or no two images alike)"
             )
         self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
+        self._grown = torch.zeros_like(trusted)
         self._caption = pairs.caption_of.clone()
 
     def _trusted(self, pairs: TrainingPairs) -> Tensor:
@@ -172,13 +173,23 @@ class OTCClip:
         p = (both * self._copies[outside]).clamp(max=1.0)
         agreement = self._agreement_of(pairs)
         self._suspicion[outside] = p.float()  # pairs in force keep the p-value that they entered with
-        enters = self._trusted(pairs)[outside] & self.grow
+        vouched = torch.zeros(len(pairs), dtype=torch.bool)
+        vouched[outside] = share <= self.alpha
+        usual = usually_vouched(vouched, pairs.caption_of, agreement)[pairs.caption_of]
+        enters = self._trusted(pairs)[outside] & usual[outside] & self.grow
         seconded = (
             support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
         )
         repaired = (p >= self.unlikely) & (confidence >= self.confident) & seconded & self.repair
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
+        # Who came in on the model's word under a claim that the model now vouches for too readily goes out again, and the
+        # model, which has trained on him, is no witness to him any more.
+        out = self._grown & ~usual
+        self._action[out], self._crowded[out] = HOLD_BACK, True
+        self._suspicion[out] = (self._own * self._copies)[out].clamp(max=1.0)
+        self._grown[out] = False
+        self._grown[outside] = enters
 
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
         if self._warming_up:
@@ -217,6 +228,7 @@ class OTCClip:
                 "own",
                 "copies",
                 "crowded",
+                "grown",
                 "unheard",
                 "votes",
                 "place",

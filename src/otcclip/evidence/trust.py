@@ -21,6 +21,11 @@ each other's look-alikes and no vote helps. But an attack needs a *number* of pa
 may hold more pairs than the largest that is still usual in the corpus (a quantile over captions, which an enemy moves
 only by writing as many captions), and those that differ most in looks go first. Balancing of this kind is known to help
 a clean corpus too (Xu et al., "Demystifying CLIP Data", ICLR 2024).
+
+**No claim suddenly becomes plausible** (`usually_vouched`). A model that has learned a trigger from the one pair that
+got through speaks for all its siblings at once: pairs that no look-alike bore out, under one claim. A model that has
+learned what things look like speaks for a few more under every claim. So the number of outsiders that a model vouches
+for is looked at by family of captions, and where there are more than is usual the model is no witness.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-USUAL = 0.95  # quantile of family sizes over captions that still counts as usual
+USUAL = 0.95  # quantile over captions, of family sizes and of pairs vouched for, that still counts as usual
 
 
 def believed(p: Tensor, caption_of: Tensor, agreement: Tensor, alpha: float) -> Tensor:
@@ -108,6 +113,21 @@ def in_measure(candidates: Tensor, place: Tensor, p: Tensor, caption_of: Tensor,
             family_held += family[caption]
             out[i] = True
     return out
+
+
+def usually_vouched(vouched: Tensor, caption_of: Tensor, agreement: Tensor) -> Tensor:
+    """Captions for whose family a model vouches no more often than it usually does.
+
+    Args:
+        vouched: `[n]` bool, pairs not in force that the model speaks for. caption_of, agreement: as for `believed`.
+
+    Returns:
+        `[u]` bool.
+    """
+    counts = torch.bincount(caption_of, minlength=len(agreement))
+    family = _family(agreement)
+    of_family = family @ torch.bincount(caption_of[vouched], minlength=len(agreement)).to(family)
+    return of_family <= torch.quantile(of_family[counts > 0], USUAL)
 
 
 def _family(agreement: Tensor) -> Tensor:
