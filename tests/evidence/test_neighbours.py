@@ -15,7 +15,14 @@ from torch import Tensor
 from otcclip.data.pairs import PairStore
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.descriptors import descriptors, views
-from otcclip.evidence.neighbours import Evidence, combined_p, near_duplicates, neighbour_evidence, support
+from otcclip.evidence.neighbours import (
+    Evidence,
+    combined_p,
+    near_duplicates,
+    neighbour_evidence,
+    share_without,
+    support,
+)
 
 Make = Callable[..., PairStore]
 WORDS = ("big", "small", "old", "new", "loud", "warm", "cold", "round", "flat", "dark", "plain", "cheap", "rare", "odd")
@@ -83,6 +90,32 @@ def test_shape_and_range(honest: PairStore, of_honest: Evidence) -> None:
     assert torch.equal(of_honest.own, of_honest.by_view.amax(0)), "the worst view counts"
     assert of_honest.votes.shape == (n, 16) and of_honest.votes.dtype == torch.int64
     assert (of_honest.votes != torch.arange(n)[:, None]).all(), "an image votes on itself"
+
+
+def test_who_has_no_vote_is_not_heard(honest: PairStore, of_honest: Evidence) -> None:
+    """Nobody silent: the evidence as it was. Everybody: no pair is believed. Some: their weight alone goes."""
+    _, _, caption_of = tensors(honest)
+    n, e = len(honest), of_honest
+    rows = torch.arange(0, n, 3)
+
+    def asked(silent: Tensor) -> Tensor:
+        return share_without(silent, rows, e.voters, e.weight, caption_of, e.agreement)
+
+    assert asked(torch.zeros(n, dtype=torch.bool)).equal(e.own[rows])
+    assert asked(torch.ones(n, dtype=torch.bool)).equal(torch.ones(len(rows)))
+
+    silent = torch.rand(n, generator=torch.Generator().manual_seed(0)) < 0.6
+    found = asked(silent)
+    assert not found.equal(e.own[rows])
+    for place, i in enumerate(rows.tolist()):
+        shares = []
+        for voters, weight in zip(e.voters, e.weight, strict=True):
+            heard = [(j, w) for j, w in zip(voters[i].tolist(), weight[i].tolist(), strict=True) if not silent[j]]
+            liked = sum((w * e.agreement[caption_of[j]] for j, w in heard), torch.zeros(len(e.agreement)))
+            mine = liked[caption_of[i]]
+            better, equal = int((liked > mine + 1e-7).sum()), int(((liked - mine).abs() <= 1e-7).sum())
+            shares.append((better + (equal + 1) / 2) / len(liked) if heard else 1.0)
+        assert found[place] == pytest.approx(max(shares), abs=2 / len(e.agreement)), i
 
 
 def by_loops(images: Tensor, tokens: Tensor, caption_of: Tensor) -> tuple[np.ndarray, list[int]]:

@@ -44,7 +44,7 @@ from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.errors import UserError
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.matching import rank_captions
-from otcclip.evidence.neighbours import combined_p, neighbour_evidence, support
+from otcclip.evidence.neighbours import combined_p, neighbour_evidence, share_without, support
 from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 from otcclip.evidence.views import JUDGING_VIEWS
 from otcclip.evidence.words import rarely_unheard, words_of
@@ -91,7 +91,8 @@ class OTCClip:
         self._own: Tensor | None = None
         self._agreement: Tensor | None = None
         self._words: Tensor | None = None
-        self._votes = self._copies = self._crowded = self._unheard = self._place = self._grown = torch.empty(0)
+        self._voters = self._weight = self._copies = self._unheard = self._place = torch.empty(0)
+        self._unwitnessed = self._closed = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -116,8 +117,10 @@ class OTCClip:
     def _gather_evidence(self, pairs: TrainingPairs) -> None:
         """Step 1: trust what look-alikes bear out."""
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
-        self._own, self._votes = evidence.own, evidence.votes
-        self._copies, self._crowded = evidence.copies, evidence.crowded
+        self._own, self._copies = evidence.own, evidence.copies
+        self._voters, self._weight = evidence.voters, evidence.weight
+        self._unwitnessed = evidence.crowded
+        self._closed = torch.zeros(len(pairs.captions), dtype=torch.bool)
         self._agreement, self._words, self._unheard = evidence.agreement, evidence.words, evidence.unheard
         self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
         self._place = by_diversity(evidence.vectors, pairs.caption_of, self._suspicion)
@@ -128,7 +131,6 @@ class OTCClip:
                 f"with fewer than {MIN_TRUSTED} there is nothing to train on (too few pairs, or no two images alike)"
             )
         self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
-        self._grown = torch.zeros_like(trusted)
         self._caption = pairs.caption_of.clone()
 
     def _trusted(self, pairs: TrainingPairs) -> Tensor:
@@ -167,29 +169,41 @@ class OTCClip:
             log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
         share = torch.exp(log_share / len(JUDGING_VIEWS))
-        confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
-        alone = self._own[outside]
-        both = torch.where(self._crowded[outside], alone, combined_p(alone, share))
-        p = (both * self._copies[outside]).clamp(max=1.0)
-        agreement = self._agreement_of(pairs)
-        self._suspicion[outside] = p.float()  # pairs in force keep the p-value that they entered with
         vouched = torch.zeros(len(pairs), dtype=torch.bool)
         vouched[outside] = share <= self.alpha
-        usual = usually_vouched(vouched, pairs.caption_of, agreement)[pairs.caption_of]
-        enters = self._trusted(pairs)[outside] & usual[outside] & self.grow
-        seconded = (
-            support(self._votes[outside], self._caption, self._action != HOLD_BACK, best, agreement) <= self.alpha
-        )
+        self._close_claims(vouched, pairs)
+        closed = self._closed[pairs.caption_of]
+        alone = self._own[outside]
+        both = torch.where((self._unwitnessed | closed)[outside], alone, combined_p(alone, share))
+        p = (both * self._copies[outside]).clamp(max=1.0)
+        self._suspicion[outside] = p.float()  # pairs in force keep the p-value that they entered with
+        trusted = self._trusted(pairs)
+        self._let_go((self._action == KEEP) & closed & ~trusted)
+        log_odds[:, self._closed] = -torch.inf  # nobody is re-paired to a closed claim
+        confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
+        votes, in_force = self._voters[0][outside].long(), self._action != HOLD_BACK
+        seconded = support(votes, self._caption, in_force, best, self._agreement_of(pairs)) <= self.alpha
         repaired = (p >= self.unlikely) & (confidence >= self.confident) & seconded & self.repair
+        enters = trusted[outside] & self.grow
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
-        # Who came in on the model's word under a claim that the model now vouches for too readily goes out again, and the
-        # model, which has trained on him, is no witness to him any more.
-        out = self._grown & ~usual
-        self._action[out], self._crowded[out] = HOLD_BACK, True
-        self._suspicion[out] = (self._own * self._copies)[out].clamp(max=1.0)
-        self._grown[out] = False
-        self._grown[outside] = enters
+
+    def _close_claims(self, vouched: Tensor, pairs: TrainingPairs) -> None:
+        """Under a claim that the model speaks for too readily only look-alikes count, and of those none whom only the
+        model speaks for."""
+        agreement = self._agreement_of(pairs)
+        self._closed |= ~usually_vouched(vouched, pairs.caption_of, agreement)
+        closed = self._closed[pairs.caption_of]
+        rows = torch.nonzero(closed)[:, 0]
+        anew = share_without(vouched & closed, rows, self._voters, self._weight, pairs.caption_of, agreement)
+        assert self._own is not None
+        self._own[rows] = torch.maximum(self._own[rows], anew)
+        self._suspicion[rows] = (self._own * self._copies)[rows].clamp(max=1.0)
+
+    def _let_go(self, leaves: Tensor) -> None:
+        """Hold pairs in force back again; the model has trained on them and is no witness to them any more."""
+        self._action[leaves] = HOLD_BACK
+        self._unwitnessed |= leaves
 
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
         if self._warming_up:
@@ -227,10 +241,11 @@ class OTCClip:
             for name in (
                 "own",
                 "copies",
-                "crowded",
-                "grown",
+                "unwitnessed",
+                "closed",
                 "unheard",
-                "votes",
+                "voters",
+                "weight",
                 "place",
                 "action",
                 "caption",

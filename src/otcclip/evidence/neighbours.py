@@ -50,7 +50,8 @@ class Evidence:
         copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images under one caption,
             or all copies where they are a crowd.
         crowded: `[n]` bool, pairs with more copies than is usual (`evidence.copies.crowds`).
-        votes: `[n, k]` int64, look-alikes of the whole image, nearest first, near-duplicates left out.
+        voters: `[v, n, k]` int32, look-alikes in each view, nearest first, near-duplicates left out.
+        weight: `[v, n, k]`, what the vote of each weighs.
         by_view: `[v, n]`, `own` in each view.
         vectors: `[n, d]` bfloat16, the whole images' descriptors.
         agreement: `[u, u]` of the captions (`evidence.captions`).
@@ -61,12 +62,18 @@ class Evidence:
     own: Tensor
     copies: Tensor
     crowded: Tensor
-    votes: Tensor
+    voters: Tensor
+    weight: Tensor
     by_view: Tensor
     vectors: Tensor
     agreement: Tensor
     words: Tensor
     unheard: Tensor
+
+    @property
+    def votes(self) -> Tensor:
+        """`[n, k]` int64, look-alikes of the whole image."""
+        return self.voters[0].long()
 
 
 def neighbour_evidence(
@@ -85,7 +92,7 @@ def neighbour_evidence(
     twins: Twins | None = None
     words, much = words_of(tokens)
     lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
-    ranks, votes, whole = [], None, None
+    ranks, voters, weights, whole = [], [], [], None
     for _, vectors in descriptors(images, views()):
         if twins is None:
             twins, made, crowded = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
@@ -93,11 +100,36 @@ def neighbour_evidence(
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
         lacking |= unheard(words, much, caption_of, index)
         ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
-        votes, whole = (index, vectors) if votes is None else (votes, whole)
-    assert votes is not None and twins is not None and whole is not None
+        voters.append(index.int())
+        weights.append(weight)
+        whole = vectors if whole is None else whole
+    assert twins is not None and whole is not None
     by_view = torch.stack(ranks)
     own = by_view.amax(dim=0)
-    return Evidence(own, made, crowded, votes, by_view, whole, agreement, words, lacking)
+    return Evidence(
+        own, made, crowded, torch.stack(voters), torch.stack(weights), by_view, whole, agreement, words, lacking
+    )
+
+
+def share_without(
+    silent: Tensor, rows: Tensor, voters: Tensor, weight: Tensor, caption_of: Tensor, agreement: Tensor
+) -> Tensor:
+    """`Evidence.own` of some pairs, anew, as it is when certain look-alikes have no vote.
+
+    Args:
+        silent: `[n]` bool, who has no vote. rows: `[m]` the pairs asked about. voters, weight: `[v, n, k]` of the
+            evidence. caption_of: `[n]`. agreement: `[u, u]`.
+
+    Returns:
+        `[m]` in (0, 1]; 1 where in some view nobody is left to vote.
+    """
+    worst = torch.zeros(len(rows))
+    for index, heavy in zip(voters, weight, strict=True):
+        votes = index[rows].long()
+        counts = heavy[rows] * ~silent[votes]
+        share = _own_rank(counts, caption_of[votes], caption_of[rows], agreement)
+        worst = torch.maximum(worst, torch.where(counts.sum(dim=1) > 0, share, 1.0))
+    return worst
 
 
 def _one_claim(
