@@ -149,7 +149,7 @@ def test_only_candidates_stay() -> None:
 
 
 def test_a_model_that_speaks_for_many_under_one_claim_is_no_witness_to_it() -> None:
-    """Forty captions of eight pairs, three of which a model speaks for; for seven under caption 0 and its paraphrase."""
+    """Forty captions of eight pairs; a model speaks for three of each, but for seven under 0 and its paraphrase."""
     caption_of = torch.arange(40).repeat(8)
     place = torch.arange(8).repeat_interleave(40)
     vouched = (place < 3) | ((caption_of < 2) & (place < 7))
