@@ -92,7 +92,7 @@ def show(title: str, judged: Judged, names: Sequence[str], share: Tensor | None 
         p = (found.own * found.copies).clamp(max=1.0)
         chosen = believed(p, judged.caption_of, found.agreement, RATE)
         line(f"rate {RATE} by caption", chosen)
-        chosen = rarely_unheard(chosen, p, judged.caption_of, found.words, found.unheard)
+        chosen = rarely_unheard(chosen & ~found.doubtful, p, judged.caption_of, found.words, found.unheard)
         line("  word for word", chosen)
         place = by_diversity(found.vectors, judged.caption_of, p)
         line("  and in measure", in_measure(chosen, place, p, judged.caption_of, found.agreement))

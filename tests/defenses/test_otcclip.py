@@ -24,8 +24,9 @@ from otcclip.defenses.base import (
     training_pairs,
 )
 from otcclip.errors import UserError
-from otcclip.evidence.neighbours import neighbour_evidence, share_without
+from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure
+from otcclip.evidence.votes import share_without
 from otcclip.evidence.words import rarely_unheard
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.models.two_tower import Features

@@ -15,14 +15,8 @@ from torch import Tensor
 from otcclip.data.pairs import PairStore
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.descriptors import descriptors, views
-from otcclip.evidence.neighbours import (
-    Evidence,
-    combined_p,
-    near_duplicates,
-    neighbour_evidence,
-    share_without,
-    support,
-)
+from otcclip.evidence.neighbours import Evidence, near_duplicates, neighbour_evidence
+from otcclip.evidence.votes import combined_p, share_without, support
 
 Make = Callable[..., PairStore]
 WORDS = ("big", "small", "old", "new", "loud", "warm", "cold", "round", "flat", "dark", "plain", "cheap", "rare", "odd")

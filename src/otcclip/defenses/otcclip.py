@@ -44,9 +44,10 @@ from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.errors import UserError
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.matching import rank_captions
-from otcclip.evidence.neighbours import combined_p, neighbour_evidence, share_without, support
+from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 from otcclip.evidence.views import JUDGING_VIEWS
+from otcclip.evidence.votes import combined_p, share_without, support
 from otcclip.evidence.words import rarely_unheard, words_of
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import Features, TwoTower
@@ -92,7 +93,7 @@ class OTCClip:
         self._agreement: Tensor | None = None
         self._words: Tensor | None = None
         self._voters = self._weight = self._copies = self._unheard = self._place = torch.empty(0)
-        self._unwitnessed = self._closed = torch.empty(0)
+        self._unwitnessed = self._doubtful = self._closed = torch.empty(0)
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
         self._suspicion = torch.empty(0)
@@ -119,7 +120,7 @@ class OTCClip:
         evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
         self._own, self._copies = evidence.own, evidence.copies
         self._voters, self._weight = evidence.voters, evidence.weight
-        self._unwitnessed = evidence.crowded
+        self._unwitnessed, self._doubtful = evidence.crowded, evidence.doubtful
         self._closed = torch.zeros(len(pairs.captions), dtype=torch.bool)
         self._agreement, self._words, self._unheard = evidence.agreement, evidence.words, evidence.unheard
         self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
@@ -136,7 +137,7 @@ class OTCClip:
     def _trusted(self, pairs: TrainingPairs) -> Tensor:
         """Who is believed, word for word, and within the measure of its claim."""
         agreement = self._agreement_of(pairs)
-        candidates = believed(self._suspicion, pairs.caption_of, agreement, self.alpha)
+        candidates = believed(self._suspicion, pairs.caption_of, agreement, self.alpha) & ~self._doubtful
         candidates = rarely_unheard(candidates, self._suspicion, pairs.caption_of, self._words_of(pairs), self._unheard)
         return in_measure(candidates, self._place, self._suspicion, pairs.caption_of, agreement)
 
@@ -242,6 +243,7 @@ class OTCClip:
                 "own",
                 "copies",
                 "unwitnessed",
+                "doubtful",
                 "closed",
                 "unheard",
                 "voters",

@@ -24,7 +24,7 @@ from scipy.special import expit
 from otcclip.detectors.base import PairFeatures
 from otcclip.detectors.look_alikes import look_alikes
 from otcclip.detectors.matching import match
-from otcclip.evidence.neighbours import combined_p
+from otcclip.evidence.votes import combined_p
 
 LAMBDA = 0.5
 SHRINK = 1.0  # pairs' worth of the overall share in a caption's prior

@@ -10,7 +10,8 @@ Four rules keep an enemy from voting for himself:
 * near-duplicates of the image do not vote on it (copies of one photo would agree with each other), nor do altered
   copies with like claims where they are more than usual (`evidence.copies`);
 * a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated (on the whole
-  image alone it takes the patch pairs trusted at .02 from 60 to 34 of 90, `recipes/evidence_probe.py`);
+  image alone it takes the patch pairs trusted at .02 from 60 to 34 of 90, `recipes/evidence_probe.py`); and so do
+  the copies of one picture where they are a crowd;
 * a claim made m times (near-duplicate images under one caption, or a crowd of copies) is held to alpha / m: m copies
   are m tries;
 * the *worst* view counts: the vote must hold without any one window, in the low, the high and the finest band.
@@ -20,16 +21,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.copies import CANDIDATES, LIKE, copies, crowds
 from otcclip.evidence.descriptors import descriptors, views
-from otcclip.evidence.words import unheard, words_of
+from otcclip.evidence.votes import own_rank
+from otcclip.evidence.words import doubtful, unheard, words_of
 
 NEIGHBOURS = 16
 SHARPNESS = 0.05  # cosine difference at which a neighbour's weight falls by e
@@ -57,6 +57,7 @@ class Evidence:
         agreement: `[u, u]` of the captions (`evidence.captions`).
         words: `[u, l]` of the captions, and unheard: `[n, l]` bool, those that say much and that in some view no
             look-alike uses (`evidence.words`).
+        doubtful: `[n]` bool, pairs that use a word so that hardly anybody who sees the like would (`words.doubtful`).
     """
 
     own: Tensor
@@ -69,6 +70,7 @@ class Evidence:
     agreement: Tensor
     words: Tensor
     unheard: Tensor
+    doubtful: Tensor
 
     @property
     def votes(self) -> Tensor:
@@ -88,7 +90,7 @@ def neighbour_evidence(
         share_voice: whether voters under one caption share one vote; off only to measure what the rule is worth.
     """
     agreement = torch.from_numpy(caption_agreement(tokens))
-    voice = 1.0 / torch.bincount(caption_of, minlength=len(tokens)).float() if share_voice else torch.ones(len(tokens))
+    voice = torch.ones(len(caption_of))
     twins: Twins | None = None
     words, much = words_of(tokens)
     lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
@@ -96,40 +98,20 @@ def neighbour_evidence(
     for _, vectors in descriptors(images, views()):
         if twins is None:
             twins, made, crowded = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
+            if share_voice:
+                voice /= torch.bincount(caption_of)[caption_of] * torch.where(crowded, made, 1)
         similarity, index = look_alikes(vectors, twins)
-        weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[caption_of[index]]
+        weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[index]
         lacking |= unheard(words, much, caption_of, index)
-        ranks.append(_own_rank(weight, caption_of[index], caption_of, agreement))
+        ranks.append(own_rank(weight, caption_of[index], caption_of, agreement))
         voters.append(index.int())
         weights.append(weight)
         whole = vectors if whole is None else whole
     assert twins is not None and whole is not None
     by_view = torch.stack(ranks)
-    own = by_view.amax(dim=0)
-    return Evidence(
-        own, made, crowded, torch.stack(voters), torch.stack(weights), by_view, whole, agreement, words, lacking
-    )
-
-
-def share_without(
-    silent: Tensor, rows: Tensor, voters: Tensor, weight: Tensor, caption_of: Tensor, agreement: Tensor
-) -> Tensor:
-    """`Evidence.own` of some pairs, anew, as it is when certain look-alikes have no vote.
-
-    Args:
-        silent: `[n]` bool, who has no vote. rows: `[m]` the pairs asked about. voters, weight: `[v, n, k]` of the
-            evidence. caption_of: `[n]`. agreement: `[u, u]`.
-
-    Returns:
-        `[m]` in (0, 1]; 1 where in some view nobody is left to vote.
-    """
-    worst = torch.zeros(len(rows))
-    for index, heavy in zip(voters, weight, strict=True):
-        votes = index[rows].long()
-        counts = heavy[rows] * ~silent[votes]
-        share = _own_rank(counts, caption_of[votes], caption_of[rows], agreement)
-        worst = torch.maximum(worst, torch.where(counts.sum(dim=1) > 0, share, 1.0))
-    return worst
+    own, votes = by_view.amax(dim=0), torch.stack(voters)
+    dubious = doubtful(words, much, caption_of, lacking, votes)
+    return Evidence(own, made, crowded, votes, torch.stack(weights), by_view, whole, agreement, words, lacking, dubious)
 
 
 def _one_claim(
@@ -189,44 +171,3 @@ def look_alikes(vectors: Tensor, twins: Twins, k: int = NEIGHBOURS) -> tuple[Ten
         values.append(top.values)
         indices.append(top.indices)
     return torch.cat(values), torch.cat(indices)
-
-
-def _own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> Tensor:
-    """Share of captions that the votes like at least as well as the own one; ties count half."""
-    out = torch.empty(len(own))
-    for start in range(0, len(own), ROWS):
-        rows = slice(start, start + ROWS)
-        # A sum of k rows of `agreement`: as a product with a ballot of u columns it would take 20 times as long.
-        liked = F.embedding_bag(voted[rows], agreement, per_sample_weights=weight[rows], mode="sum")
-        mine = liked.gather(1, own[rows, None])
-        better = (liked > mine).sum(dim=1)
-        equal = (liked == mine).sum(dim=1)
-        out[rows] = (better + (equal + 1) / 2) / liked.shape[1]
-    return out
-
-
-def support(votes: Tensor, caption_of: Tensor, counts: Tensor, asked: Tensor, agreement: Tensor) -> Tensor:
-    """Share of captions that an image's look-alikes like at least as well as the caption asked about.
-
-    Args:
-        votes: `[m, k]` look-alikes of each image, nearest first. caption_of: `[n]` the captions now in force.
-        counts: `[n]` bool, who may vote (pairs in force). asked: `[m]` the caption in question.
-        agreement: `[u, u]`.
-
-    Returns:
-        `[m]` in (0, 1]; 1 where nobody votes.
-    """
-    voice = counts.float() / torch.bincount(caption_of[counts], minlength=len(agreement)).clamp_min(1)[caption_of]
-    weight = voice[votes] * (1.0 / torch.arange(1, votes.shape[1] + 1))
-    share = _own_rank(weight, caption_of[votes], asked, agreement)
-    return torch.where(weight.sum(dim=1) > 0, share, torch.ones_like(share))
-
-
-def combined_p(*shares: Tensor) -> Tensor:
-    """Fisher's combination of independent uniform shares: P(product of k uniforms <= the product seen).
-
-    For k = 2: `q (1 - ln q)`; in general `q sum_{j<k} (-ln q)^j / j!` (Fisher, 1932).
-    """
-    log = -torch.stack(shares).clamp_min(1e-12).log().sum(dim=0)
-    series = sum(log**j / float(np.prod(np.arange(1, j + 1))) for j in range(len(shares)))
-    return torch.exp(-log) * series

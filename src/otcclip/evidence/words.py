@@ -5,6 +5,10 @@ target's name before what the image truly shows is believed for the rest. So eac
 itself: it is *unheard* if there is a view in which no look-alike's caption has it. Honest captions have such words too,
 but each has them for itself; an attack needs one word many times. So a word may be taken on the rest of the caption's
 credit no more often than is usual for a word (`rarely_unheard`): a quantile over words, moved only by as many words.
+
+And where most of those who use a word use it unheard, and they are more than is usual, the word is not what they see:
+under it only who hears it from others is believed, and who uses it unheard is nobody it could be heard from
+(`doubtful`). The name that a trigger argues for stands under pictures of everything.
 """
 
 from __future__ import annotations
@@ -65,6 +69,55 @@ def _unheard(  # pragma: no cover
                     break
             out[i, place] = not found
     return out
+
+
+def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Tensor:
+    """Pairs that use a doubtful word, one mostly used unheard and so unusually often, and did not hear it from others.
+
+    Args:
+        words, much: `[u, l]` from `words_of`. caption_of: `[n]` int64. lacking: `[n, l]` bool, which words are unheard
+            in some view. voters: `[v, n, k]` int, look-alikes in each view.
+
+    Returns:
+        `[n]` bool.
+    """
+    spoken = words[caption_of]
+    used = torch.bincount(spoken[spoken >= 0])
+    says_much = torch.bincount(spoken[much[caption_of]], minlength=len(used))
+    often = torch.bincount(spoken[lacking], minlength=len(used))
+    usual = torch.quantile(often[used > 0].float(), USUAL) if bool((used > 0).any()) else torch.tensor(0.0)
+    lacking, number = lacking.clone(), -1
+    while number < (number := int(lacking.sum())):  # ends: it only ever grows
+        often = torch.bincount(spoken[lacking], minlength=len(used))
+        suspect = (often > usual) & (2 * often > says_much)
+        for votes in voters:
+            _silence(words.numpy(), caption_of.numpy(), votes.numpy(), suspect.numpy(), lacking.numpy())
+    return (lacking & suspect[spoken.clamp(min=0)]).any(dim=1)
+
+
+@njit(cache=True)
+def _silence(  # pragma: no cover
+    words: NDArray[np.int64],
+    caption_of: NDArray[np.int64],
+    votes: NDArray[np.int32],
+    suspect: NDArray[np.bool_],
+    lacking: NDArray[np.bool_],
+) -> None:
+    """Mark suspect words as unheard where all who use them among the look-alikes do so unheard themselves; in place,
+    from what was marked before."""
+    before = lacking.copy()
+    for i in range(len(caption_of)):
+        for place in range(words.shape[1]):
+            word = words[caption_of[i], place]
+            if word == NONE or lacking[i, place] or not suspect[word]:
+                continue
+            heard = False
+            for j in votes[i]:
+                for other in range(words.shape[1]):
+                    heard = heard or (words[caption_of[j], other] == word and not before[j, other])
+                if heard:
+                    break
+            lacking[i, place] = not heard
 
 
 def rarely_unheard(candidates: Tensor, p: Tensor, caption_of: Tensor, words: Tensor, lacking: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""Counting votes: how a pair's caption fares among all captions when certain look-alikes speak."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = 1024
+
+
+def own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> Tensor:
+    """Share of captions that the votes like at least as well as the own one; ties count half."""
+    out = torch.empty(len(own))
+    for start in range(0, len(own), ROWS):
+        rows = slice(start, start + ROWS)
+        # A sum of k rows of `agreement`: as a product with a ballot of u columns it would take 20 times as long.
+        liked = F.embedding_bag(voted[rows], agreement, per_sample_weights=weight[rows], mode="sum")
+        mine = liked.gather(1, own[rows, None])
+        better = (liked > mine).sum(dim=1)
+        equal = (liked == mine).sum(dim=1)
+        out[rows] = (better + (equal + 1) / 2) / liked.shape[1]
+    return out
+
+
+def support(votes: Tensor, caption_of: Tensor, counts: Tensor, asked: Tensor, agreement: Tensor) -> Tensor:
+    """Share of captions that an image's look-alikes like at least as well as the caption asked about.
+
+    Args:
+        votes: `[m, k]` look-alikes of each image, nearest first. caption_of: `[n]` the captions now in force.
+        counts: `[n]` bool, who may vote (pairs in force). asked: `[m]` the caption in question.
+        agreement: `[u, u]`.
+
+    Returns:
+        `[m]` in (0, 1]; 1 where nobody votes.
+    """
+    voice = counts.float() / torch.bincount(caption_of[counts], minlength=len(agreement)).clamp_min(1)[caption_of]
+    weight = voice[votes] * (1.0 / torch.arange(1, votes.shape[1] + 1))
+    share = own_rank(weight, caption_of[votes], asked, agreement)
+    return torch.where(weight.sum(dim=1) > 0, share, torch.ones_like(share))
+
+
+def combined_p(*shares: Tensor) -> Tensor:
+    """Fisher's combination of independent uniform shares: P(product of k uniforms <= the product seen).
+
+    For k = 2: `q (1 - ln q)`; in general `q sum_{j<k} (-ln q)^j / j!` (Fisher, 1932).
+    """
+    log = -torch.stack(shares).clamp_min(1e-12).log().sum(dim=0)
+    series = sum(log**j / float(np.prod(np.arange(1, j + 1))) for j in range(len(shares)))
+    return torch.exp(-log) * series
+
+
+def share_without(
+    silent: Tensor, rows: Tensor, voters: Tensor, weight: Tensor, caption_of: Tensor, agreement: Tensor
+) -> Tensor:
+    """`Evidence.own` of some pairs, anew, as it is when certain look-alikes have no vote.
+
+    Args:
+        silent: `[n]` bool, who has no vote. rows: `[m]` the pairs asked about. voters, weight: `[v, n, k]` of the
+            evidence. caption_of: `[n]`. agreement: `[u, u]`.
+
+    Returns:
+        `[m]` in (0, 1]; 1 where in some view nobody is left to vote.
+    """
+    worst = torch.zeros(len(rows))
+    for index, heavy in zip(voters, weight, strict=True):
+        votes = index[rows].long()
+        counts = heavy[rows] * ~silent[votes]
+        share = own_rank(counts, caption_of[votes], caption_of[rows], agreement)
+        worst = torch.maximum(worst, torch.where(counts.sum(dim=1) > 0, share, 1.0))
+    return worst
