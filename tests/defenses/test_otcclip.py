@@ -292,6 +292,25 @@ def test_under_a_closed_claim_only_look_alikes_count_and_not_those_whom_only_the
     assert resumed._unwitnessed[let_go].all()
 
 
+def test_who_uses_a_doubtful_word_is_held_back(
+    corpus: Corpus, certain: TwoTower, truth: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, and at a refresh after a resume by a model that knows better."""
+    even = torch.arange(len(corpus.pairs)) % 2 == 0
+    monkeypatch.setattr(
+        "otcclip.defenses.otcclip.neighbour_evidence", lambda *given: replace(neighbour_evidence(*given), doubtful=even)
+    )
+    defense = OTCClip()
+    ask(defense, 0, certain, corpus.pairs)
+    first = defense.decisions(corpus.pairs).action.copy()
+    resumed = OTCClip()
+    resumed.load_state_dict(defense.state_dict())
+    ask(resumed, 4, certain, corpus.pairs)
+    later = resumed.decisions(corpus.pairs).action
+    assert (first[::2] == HOLD_BACK).all() and not (later[::2] == KEEP).any()
+    assert (first[1::2] == KEEP).any() and (later[1::2] == KEEP).sum() > (first[1::2] == KEEP).sum()
+
+
 def test_who_uses_a_word_on_credit_is_held_back(
     corpus: Corpus, model: TwoTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,3 +142,20 @@ def test_a_crowd_does_not_vouch_for_itself(make_store) -> None:  # type: ignore[
     assert (evidence.copies[256:] >= 6).all() and (evidence.copies[:256] <= 4).all()
     assert torch.isin(evidence.votes[256:], torch.arange(256, 268)).float().mean() < 0.1
     assert evidence.own[256:].min() > 0.1 > evidence.own[:256].median()
+
+
+def test_a_crowd_has_one_vote_on_others(make_store) -> None:  # type: ignore[no-untyped-def]
+    """What twelve copies of one picture weigh for an image that is none of them is what one picture weighs."""
+    honest = np.concatenate([make_store(64, 32, seed=seed).images for seed in range(4)])
+    altered = jitter(np.repeat(honest[:1], 12, axis=0), 1.0, torch.Generator().manual_seed(1))
+    images = torch.from_numpy(np.concatenate([honest, altered])).permute(0, 3, 1, 2)
+    said = [row // 64 * 32 + row % 32 for row in range(256)] + [128] * 12
+    tokens = torch.tensor([[1000, 1 + name, 500 + row, 2000, 0] for row, name in enumerate(said)])  # all different
+    evidence = neighbour_evidence(images, tokens, torch.arange(268))
+    assert evidence.crowded[256:].all()
+    other = torch.nonzero(~evidence.crowded)[:, 0]
+    weight, votes = evidence.weight[0][other], evidence.votes[other]
+    alone = torch.softmax(torch.zeros(1), dim=0)  # a voter's share before it is split is at most 1
+    of_copies = (weight * evidence.crowded[votes]).sum(dim=1)
+    assert (of_copies <= alone / evidence.copies[256:].min() + 1e-6).all()
+    assert of_copies.max() > 0, "copies vote on others"

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otcclip.evidence.matching import EPSILON, ITERATIONS, rank_captions
+from otcclip.evidence import matching
+from otcclip.evidence.matching import EPSILON, ITERATIONS, own_share, rank_captions
 from otcclip.models.two_tower import Features
 from otcclip.transport import FeatureSets, all_costs
 
@@ -98,3 +99,23 @@ def test_an_own_caption_is_never_nearer_than_itself(seed: int) -> None:
     nearest = d.argmin(1) == pick
     assert nearest.sum() > 50
     assert (got.own_share[nearest] == 0.5 / 40).all()
+
+
+@pytest.mark.parametrize("screen", [1, 4, U])
+def test_the_share_alone_is_the_same_and_transports_only_what_it_needs(
+    screen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, text = images(), captions()
+    ranking = rank_captions(image, text, own(), screen=screen)
+    solved = []
+    real = matching.candidate_costs
+
+    def counted(image: Features, text: Features, columns: Tensor) -> Tensor:
+        solved.append(len(columns))
+        return real(image, text, columns)
+
+    monkeypatch.setattr(matching, "candidate_costs", counted)
+    assert torch.equal(own_share(image, text, own(), screen=screen), ranking.own_share)
+    cosine = image.pooled @ text.pooled.T
+    assert sum(solved) == int(((cosine > cosine.gather(1, own()[:, None])).sum(1) < screen).sum())
+    assert (sum(solved) < N) == (screen < U)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otcclip.evidence import words as module
-from otcclip.evidence.words import NONE, rarely_unheard, unheard, words_of
+from otcclip.evidence.words import NONE, doubtful, rarely_unheard, unheard, words_of
 
 START, END = 1000, 2000
 
@@ -103,3 +103,49 @@ def test_what_all_words_do_is_usual(claims: tuple[Tensor, Tensor, Tensor]) -> No
     everyone = torch.ones(200, dtype=torch.bool)
     kept = rarely_unheard(everyone, torch.linspace(0, 1e-3, 200), caption_of, words[:, :1], lacking[:, :1])
     assert kept.all() and np.isclose(module.USUAL, 0.99)
+
+
+@pytest.fixture
+def hearsay() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Captions [200], their words, what is unheard, voters [1, n, 2]: the first fifty use word 200, forty unheard.
+
+    40 to 44 hear it from each other; 45 to 48 from those who use it unheard; 49 from 45.
+    """
+    words = torch.cat([torch.arange(200)[:, None], torch.full((200, 1), NONE)], dim=1)
+    words[:50, 1] = 200
+    lacking = torch.zeros(200, 2, dtype=torch.bool)
+    lacking[:40, 1] = True
+    voters = torch.full((200, 2), 199, dtype=torch.int32)
+    voters[40:45, 0] = torch.tensor([41, 42, 43, 44, 40])
+    voters[45:49, 0] = torch.arange(4, dtype=torch.int32)
+    voters[49, 0] = 45
+    return torch.arange(200), words, lacking, voters[None]
+
+
+def test_who_heard_a_doubtful_word_from_those_it_is_doubtful_of_did_not_hear_it(
+    hearsay: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    caption_of, words, lacking, voters = hearsay
+    before = lacking.clone()
+    found = doubtful(words, words != NONE, caption_of, lacking, voters)
+    assert torch.nonzero(found)[:, 0].tolist() == [*range(40), *range(45, 50)]
+    assert lacking.equal(before), "what the evidence found is left alone"
+    # Every view must bear it out, as everywhere: in a second one 40 to 44 see nobody.
+    twice = torch.cat([voters, torch.full_like(voters, 199)])
+    assert torch.nonzero(doubtful(words, words != NONE, caption_of, lacking, twice))[:, 0].tolist() == [*range(50)]
+
+
+def test_a_word_that_most_hear_is_not_doubtful(hearsay: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    caption_of, words, lacking, voters = hearsay
+    lacking[24:, 1] = False
+    assert not doubtful(words, words != NONE, caption_of, lacking, voters).any()
+
+
+def test_nor_is_one_that_is_unheard_as_often_as_any(hearsay: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """Each word has one user, who is alone with it; and no word at all is no doubt either."""
+    caption_of, words, _, voters = hearsay
+    words[:, 1] = NONE
+    alone = words != NONE
+    assert not doubtful(words, words != NONE, caption_of, alone, voters).any()
+    nothing = torch.full_like(words, NONE)
+    assert not doubtful(nothing, nothing != NONE, caption_of, nothing != NONE, voters).any()

@@ -43,7 +43,7 @@ from otcclip.defenses.base import (
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.errors import UserError
 from otcclip.evidence.captions import caption_agreement
-from otcclip.evidence.matching import rank_captions
+from otcclip.evidence.matching import own_share
 from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 from otcclip.evidence.views import JUDGING_VIEWS
@@ -166,7 +166,7 @@ class OTCClip:
         log_odds = torch.zeros(len(outside), len(text.pooled))
         for view in JUDGING_VIEWS:
             image = encode_images(model, pairs.images, view, rows=outside)
-            log_share += rank_captions(image, text, own, local_share=self.local_share).own_share.log()
+            log_share += own_share(image, text, own, local_share=self.local_share).log()
             log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
         share = torch.exp(log_share / len(JUDGING_VIEWS))

@@ -72,15 +72,17 @@ def copies(
     used, place = torch.cat([a, b]).unique(return_inverse=True)
     small = torch.cat([F.adaptive_avg_pool2d(images[rows].float() / 255, SIDE) for rows in used.split(CHUNK)])
     still, moving = place.split(len(a))
-    best = torch.full((len(a),), -1.0)
     of_still = torch.cat([_spectrum(x) for x in small.split(CHUNK)])
-    for scale, turn in product(SCALES, TURNS):
+    found = torch.zeros(len(a), dtype=torch.bool)
+    for scale, turn in sorted(product(SCALES, TURNS), key=lambda how: (abs(how[0] - 1), abs(how[1]))):
+        left = torch.nonzero(~found)[:, 0]  # one way to lay them over each other is enough
+        if not len(left):
+            break
         of_moving = torch.cat([_spectrum(_turned(x, scale, turn)) for x in small.split(CHUNK)])
-        for rows in torch.arange(len(a)).split(PAIRS):
+        for rows in left.split(PAIRS):
             both = (of_still[still[rows]].conj() * of_moving[moving[rows]]).sum(dim=1)
             fit = torch.fft.irfft2(both, s=(SIDE, SIDE)).roll((SHIFT, SHIFT), dims=(1, 2))
-            best[rows] = torch.maximum(best[rows], fit[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax(dim=(1, 2)))
-    found = best >= math.sqrt(EXPLAINED)
+            found[rows] = fit[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax(dim=(1, 2)) >= math.sqrt(EXPLAINED)
     return a[found], b[found]
 
 

@@ -55,6 +55,27 @@ def rank_captions(
     return Ranking(*(torch.cat([getattr(p, name) for p in parts]) for name in Ranking.__dataclass_fields__))
 
 
+def own_share(
+    image: Features, text: Features, own: Tensor, *, local_share: float = LOCAL_SHARE, screen: int = SCREEN
+) -> Tensor:
+    """`Ranking.own_share` alone, `[n]`: where the own caption is not in the screen, nothing has to be transported."""
+    nearer = torch.cat(
+        [_above(p, text.pooled, o) for p, o in zip(image.pooled.split(ROWS), own.split(ROWS), strict=True)]
+    )
+    share = (nearer + 0.5) / len(text.pooled)
+    rows = torch.nonzero(nearer < screen)[:, 0]
+    if len(rows):
+        seen = Features(image.pooled[rows], image.local.take(rows))
+        share[rows] = rank_captions(seen, text, own[rows], local_share=local_share, screen=screen).own_share
+    return share
+
+
+def _above(image: Tensor, text: Tensor, own: Tensor) -> Tensor:
+    """How many captions are nearer than the own one by the pooled term."""
+    cosine = image @ text.T
+    return (cosine > cosine.gather(1, own[:, None])).sum(dim=1)
+
+
 def candidate_costs(image: Features, text: Features, columns: Tensor) -> Tensor:
     """OT_eps of each image to its own candidates: `columns [n, c]` into `text` -> `[n, c]`, with gradient."""
     rows = torch.arange(len(columns), device=columns.device).repeat_interleave(columns.shape[1])
@@ -67,7 +88,6 @@ def _rank(image: Features, text: Features, own: Tensor, local_share: float, scre
     u = len(text.pooled)
     cosine = image.pooled @ text.pooled.T
     mine = cosine.gather(1, own[:, None])
-    above = (cosine > mine).sum(dim=1)
     candidates = cosine.topk(min(screen, u), dim=1).indices
     columns = torch.cat([candidates, own[:, None]], dim=1)
     d = 1 - cosine.gather(1, columns)
@@ -79,5 +99,5 @@ def _rank(image: Features, text: Features, own: Tensor, local_share: float, scre
     margin = top.values[:, -1] - top.values[:, 0]
     # Inside the screen d decides; a caption outside it keeps its place by the pooled term.
     inside = (candidates == own[:, None]).any(dim=1)
-    nearer = torch.where(inside, (d < own_d[:, None]).sum(dim=1), above)
+    nearer = torch.where(inside, (d < own_d[:, None]).sum(dim=1), (cosine > mine).sum(dim=1))
     return Ranking(best, top.values[:, 0], margin, own_d, (nearer + 0.5) / u)

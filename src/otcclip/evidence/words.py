@@ -21,7 +21,7 @@ from torch import Tensor
 
 from otcclip.evidence.captions import token_marginals
 
-USUAL = 0.99  # quantile over words of how many believed pairs use one unheard
+USUAL = 0.99  # quantile over words of how many pairs use one unheard
 SAYS_MUCH = 0.1  # share of its caption's mass (inverse document frequency) from which a word is looked at
 NONE = -1
 
@@ -83,15 +83,17 @@ def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, v
     """
     spoken = words[caption_of]
     used = torch.bincount(spoken[spoken >= 0])
-    says_much = torch.bincount(spoken[much[caption_of]], minlength=len(used))
+    weighty = torch.bincount(spoken[much[caption_of]], minlength=len(used))
     often = torch.bincount(spoken[lacking], minlength=len(used))
-    usual = torch.quantile(often[used > 0].float(), USUAL) if bool((used > 0).any()) else torch.tensor(0.0)
+    if not bool(lacking.any()):
+        return torch.zeros(len(caption_of), dtype=torch.bool)
+    usual = torch.quantile(often[used > 0].float(), USUAL)
     lacking, number = lacking.clone(), -1
     while number < (number := int(lacking.sum())):  # ends: it only ever grows
-        often = torch.bincount(spoken[lacking], minlength=len(used))
-        suspect = (often > usual) & (2 * often > says_much)
+        suspect = (often > usual) & (2 * often > weighty)
         for votes in voters:
             _silence(words.numpy(), caption_of.numpy(), votes.numpy(), suspect.numpy(), lacking.numpy())
+        often = torch.bincount(spoken[lacking], minlength=len(used))
     return (lacking & suspect[spoken.clamp(min=0)]).any(dim=1)
 
 
