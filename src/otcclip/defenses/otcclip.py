@@ -6,11 +6,14 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
 
 1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of
    thirteen views: a p-value. Those are believed that leave an expected share of ALPHA wrong pairs under every caption
-   (`believed`: a claim made by many is not let in by a few lucky ones), and of those no more under one claim than is
-   usual (`in_measure`), nor with one word that no look-alike uses (`rarely_unheard`).
+   (`believed`: a claim made by many is not let in by a few lucky ones), but none by a word that most use without
+   having seen it (`doubtful`), no more by one that no look-alike uses than is usual (`rarely_unheard`), and no more
+   under one claim than is usual (`in_measure`).
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
    of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed. It is no
-   witness to a crowd of copies: if it trained on one of them, it has seen the others too.
+   witness to a crowd of copies: if it trained on one of them, it has seen the others too. Nor to a claim under which
+   it suddenly speaks for more than is usual (`usually_vouched`): such a claim is closed, and its pairs in force are
+   judged again without the votes of those for whom only the model speaks.
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
    over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
    in sight.
