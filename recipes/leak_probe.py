@@ -19,6 +19,7 @@ import numpy as np
 
 from otcclip.defenses.base import KEEP, TrainingPairs
 from otcclip.defenses.otcclip import OTCClip
+from otcclip.evidence.belief import Belief
 from otcclip.models import open_clip_model_size
 from otcclip.training.experiment import RunSpec, make_setting, run_experiment
 
@@ -26,17 +27,18 @@ LUCKY = 1e-4
 
 
 def leaking(kind: dict[str, str], names: list[str], leak: int, seed: int) -> Any:
-    """`OTCClip._gather_evidence`, after which `leak` pairs of each of `names` are believed."""
-    real = OTCClip._gather_evidence
+    """`OTCClip._start`, after which `leak` pairs of each of `names` are believed."""
+    real = OTCClip._start
 
-    def gather(self: OTCClip, pairs: TrainingPairs) -> None:
-        real(self, pairs)
+    def start(self: OTCClip, pairs: TrainingPairs) -> Belief:
+        belief = real(self, pairs)
         planted = np.array([kind.get(key, "") for key in pairs.keys])
         for name in names:
             rows = np.random.default_rng(seed).choice(np.flatnonzero(planted == name), leak, replace=False)
-            self._action[rows], self._suspicion[rows] = KEEP, LUCKY
+            self._action[rows], belief.suspicion[rows] = KEEP, LUCKY
+        return belief
 
-    return gather
+    return start
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
     records = make_setting(spec, open_clip_model_size(spec.model)).records
     names = list(dict.fromkeys(record.attack for record in records))
     kind = {record.key: record.attack for record in records}
-    OTCClip._gather_evidence = leaking(kind, names, options.leak, options.seed)  # type: ignore[method-assign]
+    OTCClip._start = leaking(kind, names, options.leak, options.seed)  # type: ignore[method-assign]
     run_experiment(spec)
     for line in (Path(spec.folder) / "history.jsonl").read_text("utf-8").splitlines():
         epoch = json.loads(line)

@@ -24,6 +24,7 @@ from otcclip.defenses.base import (
     training_pairs,
 )
 from otcclip.errors import UserError
+from otcclip.evidence.belief import Belief
 from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure
 from otcclip.evidence.votes import share_without
@@ -67,6 +68,11 @@ def corpus(make_store: Make, model: TwoTower) -> Corpus:
 def ask(defense: OTCClip, epoch: int, model: TwoTower, pairs: TrainingPairs) -> EpochPlan:
     torch.manual_seed(epoch)
     return defense.begin_epoch(EpochContext(epoch, 8, 0, model, pairs))
+
+
+def _belief(defense: OTCClip) -> Belief:
+    assert defense._belief is not None
+    return defense._belief
 
 
 def batch_of(pairs: TrainingPairs, rows: list[int], caption: list[int], views: int = 1) -> PairBatch:
@@ -233,7 +239,7 @@ def test_a_model_is_no_witness_to_a_crowd(corpus: Corpus, certain: TwoTower, tru
     ask(defense, 0, certain, corpus.pairs)
     before = defense.decisions(corpus.pairs)
     action, suspicion = before.action.copy(), before.suspicion.copy()
-    defense._unwitnessed = torch.ones(len(corpus.pairs), dtype=torch.bool)
+    _belief(defense).unwitnessed = torch.ones(len(corpus.pairs), dtype=torch.bool)
     ask(defense, 4, certain, corpus.pairs)
     after = defense.decisions(corpus.pairs)
     np.testing.assert_allclose(after.suspicion, suspicion, rtol=1e-6)
@@ -251,7 +257,7 @@ def test_under_a_closed_claim_only_look_alikes_count_and_not_those_whom_only_the
         spoken_for.append(vouched)
         return ~closed
 
-    monkeypatch.setattr("otcclip.defenses.otcclip.usually_vouched", open_ones)
+    monkeypatch.setattr("otcclip.evidence.belief.usually_vouched", open_ones)
     defense = OTCClip(first_refresh=1, refresh=1)
     kept = []
     for epoch in range(2):
@@ -289,7 +295,7 @@ def test_under_a_closed_claim_only_look_alikes_count_and_not_those_whom_only_the
     ask(resumed, 3, certain, corpus.pairs)
     later = resumed.decisions(corpus.pairs).suspicion[rows]
     assert (later >= alone.numpy() * (1 - 1e-6)).all(), "the model's word counts again"
-    assert resumed._unwitnessed[let_go].all()
+    assert _belief(resumed).unwitnessed[let_go].all()
 
 
 def test_who_uses_a_doubtful_word_is_held_back(
@@ -298,7 +304,7 @@ def test_who_uses_a_doubtful_word_is_held_back(
     """At the start, and at a refresh after a resume by a model that knows better."""
     even = torch.arange(len(corpus.pairs)) % 2 == 0
     monkeypatch.setattr(
-        "otcclip.defenses.otcclip.neighbour_evidence", lambda *given: replace(neighbour_evidence(*given), doubtful=even)
+        "otcclip.evidence.belief.neighbour_evidence", lambda *given: replace(neighbour_evidence(*given), doubtful=even)
     )
     defense = OTCClip()
     ask(defense, 0, certain, corpus.pairs)
@@ -321,7 +327,7 @@ def test_who_uses_a_word_on_credit_is_held_back(
         asked.append((words, lacking))
         return candidates & (torch.arange(len(candidates)) % 2 == 1)
 
-    monkeypatch.setattr("otcclip.defenses.otcclip.rarely_unheard", refuse_even)
+    monkeypatch.setattr("otcclip.evidence.belief.rarely_unheard", refuse_even)
     defense = OTCClip()
     ask(defense, 0, model, corpus.pairs)
     assert (defense.decisions(corpus.pairs).action[::2] == HOLD_BACK).all()
@@ -330,7 +336,7 @@ def test_who_uses_a_word_on_credit_is_held_back(
     ask(resumed, 4, model, corpus.pairs)
     assert (resumed.decisions(corpus.pairs).action[::2] != KEEP).all()
     found = neighbour_evidence(corpus.pairs.images, corpus.pairs.tokens, corpus.pairs.caption_of)
-    assert resumed._unwitnessed.equal(found.crowded)
+    assert _belief(resumed).unwitnessed.equal(found.crowded)
     assert len(asked) == 2
     for words, lacking in asked:
         assert words.equal(found.words) and lacking.equal(found.unheard)

@@ -4,7 +4,7 @@ After *Pre-training CLIP against Data Poisoning with Optimal Transport-based Mat
 2509.18717). The paper's constants are not public and none here is the paper's. docs/method.md is the one-page account,
 docs/decisions.md says where it departs from the paper and from METHOD section 2.
 
-1. Before the first step, `neighbour_evidence` asks an image's look-alikes whether its caption fits, in the worst of
+1. Before the first step, `evidence.neighbours` asks an image's look-alikes whether its caption fits, in the worst of
    thirteen views: a p-value. Those are believed that leave an expected share of ALPHA wrong pairs under every caption
    (`believed`: a claim made by many is not let in by a few lucky ones), but none by a word that most use without
    having seen it (`doubtful`), no more by one that no look-alike uses than is usual (`rarely_unheard`), and no more
@@ -45,13 +45,9 @@ from otcclip.defenses.base import (
 )
 from otcclip.defenses.losses import clip_loss, view_loss
 from otcclip.errors import UserError
-from otcclip.evidence.captions import caption_agreement
+from otcclip.evidence.belief import Belief
 from otcclip.evidence.matching import own_share
-from otcclip.evidence.neighbours import neighbour_evidence
-from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 from otcclip.evidence.views import JUDGING_VIEWS
-from otcclip.evidence.votes import combined_p, share_without, support
-from otcclip.evidence.words import rarely_unheard, words_of
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import Features, TwoTower
 
@@ -92,25 +88,20 @@ class OTCClip:
         self.lambda_ot, self.lambda_view, self.local_share = lambda_ot, lambda_view, local_share
         self.warmup_epochs = warmup_epochs
         self._warming_up = False
-        self._own: Tensor | None = None
-        self._agreement: Tensor | None = None
-        self._words: Tensor | None = None
-        self._voters = self._weight = self._copies = self._unheard = self._place = torch.empty(0)
-        self._unwitnessed = self._doubtful = self._closed = torch.empty(0)
+        self._belief: Belief | None = None
         self._action = torch.empty(0, dtype=torch.int8)
         self._caption = torch.empty(0, dtype=torch.int64)
-        self._suspicion = torch.empty(0)
 
     def begin_epoch(self, context: EpochContext) -> EpochPlan:
         pairs = context.pairs
-        if self._own is None:
-            self._gather_evidence(pairs)
+        if self._belief is None:
+            self._belief = self._start(pairs)
         self._warming_up = context.epoch < self.warmup_epochs
         if self._warming_up:
             return EpochPlan("warm-up", torch.arange(len(pairs)), pairs.caption_of, views=2)
         trained = context.epoch - self.warmup_epochs
         if trained >= self.first_refresh and (trained - self.first_refresh) % self.refresh == 0:
-            self._ask_the_model(context.model, pairs)
+            self._ask_the_model(context.model, pairs, self._belief)
         if self.lambda_view > 0:
             held_back = self._action == HOLD_BACK
             caption_of = self._caption.masked_fill(held_back, -1)
@@ -118,17 +109,10 @@ class OTCClip:
         in_force = torch.nonzero(self._action != HOLD_BACK)[:, 0]
         return EpochPlan("train", spread(in_force, len(pairs)), self._caption)
 
-    def _gather_evidence(self, pairs: TrainingPairs) -> None:
+    def _start(self, pairs: TrainingPairs) -> Belief:
         """Step 1: trust what look-alikes bear out."""
-        evidence = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
-        self._own, self._copies = evidence.own, evidence.copies
-        self._voters, self._weight = evidence.voters, evidence.weight
-        self._unwitnessed, self._doubtful = evidence.crowded, evidence.doubtful
-        self._closed = torch.zeros(len(pairs.captions), dtype=torch.bool)
-        self._agreement, self._words, self._unheard = evidence.agreement, evidence.words, evidence.unheard
-        self._suspicion = (evidence.own * evidence.copies).clamp(max=1.0)
-        self._place = by_diversity(evidence.vectors, pairs.caption_of, self._suspicion)
-        trusted = self._trusted(pairs)
+        belief = Belief.gather(pairs.images, pairs.tokens, pairs.caption_of, self.alpha)
+        trusted = belief.trusted()
         if int(trusted.sum()) < MIN_TRUSTED:
             raise UserError(
                 f"otcclip: look-alikes bear out only {int(trusted.sum())} of {len(pairs)} pairs at alpha {self.alpha}; "
@@ -136,30 +120,11 @@ class OTCClip:
             )
         self._action = torch.where(trusted, KEEP, HOLD_BACK).to(torch.int8)
         self._caption = pairs.caption_of.clone()
-
-    def _trusted(self, pairs: TrainingPairs) -> Tensor:
-        """Who is believed, word for word, and within the measure of its claim."""
-        agreement = self._agreement_of(pairs)
-        candidates = believed(self._suspicion, pairs.caption_of, agreement, self.alpha) & ~self._doubtful
-        candidates = rarely_unheard(candidates, self._suspicion, pairs.caption_of, self._words_of(pairs), self._unheard)
-        return in_measure(candidates, self._place, self._suspicion, pairs.caption_of, agreement)
-
-    def _agreement_of(self, pairs: TrainingPairs) -> Tensor:
-        """How alike the captions are; follows from the pairs, so it is made anew after a resume."""
-        if self._agreement is None:
-            self._agreement = torch.from_numpy(caption_agreement(pairs.tokens))
-        return self._agreement
-
-    def _words_of(self, pairs: TrainingPairs) -> Tensor:
-        """The captions' words; made anew after a resume, as the agreement is."""
-        if self._words is None:
-            self._words, _ = words_of(pairs.tokens)
-        return self._words
+        return belief
 
     @torch.no_grad()
-    def _ask_the_model(self, model: TwoTower, pairs: TrainingPairs) -> None:
-        """Judge every pair that is not in force under its own caption, by a model that never trained on it."""
-        assert self._own is not None
+    def _ask_the_model(self, model: TwoTower, pairs: TrainingPairs, belief: Belief) -> None:
+        """Steps 2 and 3: judge every pair that is not in force, by a model that never trained on it."""
         outside = torch.nonzero(self._action != KEEP)[:, 0]
         if not len(outside):
             return
@@ -173,41 +138,16 @@ class OTCClip:
             log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
         share = torch.exp(log_share / len(JUDGING_VIEWS))
-        vouched = torch.zeros(len(pairs), dtype=torch.bool)
-        vouched[outside] = share <= self.alpha
-        self._close_claims(vouched, pairs)
-        closed = self._closed[pairs.caption_of]
-        alone = self._own[outside]
-        both = torch.where((self._unwitnessed | closed)[outside], alone, combined_p(alone, share))
-        p = (both * self._copies[outside]).clamp(max=1.0)
-        self._suspicion[outside] = p.float()  # pairs in force keep the p-value that they entered with
-        trusted = self._trusted(pairs)
-        self._let_go((self._action == KEEP) & closed & ~trusted)
-        log_odds[:, self._closed] = -torch.inf  # nobody is re-paired to a closed claim
+        trusted, leaves = belief.hear(outside, share, self._action == KEEP)
+        self._action[leaves] = HOLD_BACK
+        log_odds[:, belief.closed] = -torch.inf  # nobody is re-paired to a closed claim
         confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
-        votes, in_force = self._voters[0][outside].long(), self._action != HOLD_BACK
-        seconded = support(votes, self._caption, in_force, best, self._agreement_of(pairs)) <= self.alpha
-        repaired = (p >= self.unlikely) & (confidence >= self.confident) & seconded & self.repair
+        seconded = belief.seconded(outside, best, self._caption, self._action != HOLD_BACK)
+        random = belief.suspicion[outside] >= self.unlikely
+        repaired = random & (confidence >= self.confident) & seconded & self.repair
         enters = trusted[outside] & self.grow
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
-
-    def _close_claims(self, vouched: Tensor, pairs: TrainingPairs) -> None:
-        """Under a claim that the model speaks for too readily only look-alikes count, and of those none whom only the
-        model speaks for."""
-        agreement = self._agreement_of(pairs)
-        self._closed |= ~usually_vouched(vouched, pairs.caption_of, agreement)
-        closed = self._closed[pairs.caption_of]
-        rows = torch.nonzero(closed)[:, 0]
-        anew = share_without(vouched & closed, rows, self._voters, self._weight, pairs.caption_of, agreement)
-        assert self._own is not None
-        self._own[rows] = torch.maximum(self._own[rows], anew)
-        self._suspicion[rows] = (self._own * self._copies)[rows].clamp(max=1.0)
-
-    def _let_go(self, leaves: Tensor) -> None:
-        """Hold pairs in force back again; the model has trained on them and is no witness to them any more."""
-        self._action[leaves] = HOLD_BACK
-        self._unwitnessed |= leaves
 
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
         if self._warming_up:
@@ -232,36 +172,26 @@ class OTCClip:
         return Step(loss, terms)
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
-        if self._own is None:
+        if self._belief is None:
             n = len(pairs)
             return Decisions(np.full(n, HOLD_BACK, np.int8), pairs.caption_of.numpy(), np.full(n, np.nan))
-        return Decisions(self._action.numpy(), self._caption.numpy(), self._suspicion.double().numpy())
+        return Decisions(self._action.numpy(), self._caption.numpy(), self._belief.suspicion.double().numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        if self._own is None:
+        if self._belief is None:
             return {}
         return {
-            name: getattr(self, f"_{name}")
-            for name in (
-                "own",
-                "copies",
-                "unwitnessed",
-                "doubtful",
-                "closed",
-                "unheard",
-                "voters",
-                "weight",
-                "place",
-                "action",
-                "caption",
-                "suspicion",
-                "warming_up",
-            )
+            "belief": self._belief.state_dict(),
+            "action": self._action,
+            "caption": self._caption,
+            "warming_up": self._warming_up,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, f"_{name}", value)
+        if not state:
+            return
+        self._belief = Belief(**state["belief"])
+        self._action, self._caption, self._warming_up = state["action"], state["caption"], state["warming_up"]
 
 
 def _with_caption(image: Features, caption: Tensor) -> tuple[Features, Tensor]:
