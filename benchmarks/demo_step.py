@@ -23,7 +23,7 @@ import torch
 from otcclip.data.emoji_load import load_emoji
 from otcclip.defenses import Defense, OTCClip, make
 from otcclip.defenses.base import EpochPlan, PairBatch, TrainingPairs, training_pairs
-from otcclip.evidence.matching import rank_captions
+from otcclip.evidence.matching import own_share
 from otcclip.models import create_two_tower
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.training.batches import EpochBatches
@@ -56,7 +56,7 @@ def refresh_seconds(trainer: Trainer, pairs: TrainingPairs) -> dict[str, float]:
     image = encode_images(trainer.model, pairs.images, None, rows=torch.arange(ASKED))
     times.append(time.perf_counter())
     for share in (0.0, 0.5):
-        rank_captions(image, text, pairs.caption_of[:ASKED], local_share=share)
+        own_share(image, text, pairs.caption_of[:ASKED], local_share=share)
         times.append(time.perf_counter())
     towers, pooled, both = (b - a for a, b in pairwise(times))
     return {"towers": towers, "ranking, pooled alone": pooled, "ranking, with transport": both}
