@@ -155,7 +155,7 @@ def test_a_crowd_has_one_vote_on_others(make_store) -> None:  # type: ignore[no-
     assert evidence.crowded[256:].all()
     other = torch.nonzero(~evidence.crowded)[:, 0]
     weight, votes = evidence.weight[0][other], evidence.votes[other]
-    alone = torch.softmax(torch.zeros(1), dim=0)  # a voter's share before it is split is at most 1
     of_copies = (weight * evidence.crowded[votes]).sum(dim=1)
-    assert (of_copies <= alone / evidence.copies[256:].min() + 1e-6).all()
+    # Before it is split among copies, all votes on an image weigh 1 at most.
+    assert (of_copies <= 1 / evidence.copies[256:].min() + 1e-6).all()
     assert of_copies.max() > 0, "copies vote on others"

@@ -61,8 +61,7 @@ class Belief:
         out = cls(
             alpha, tokens, caption_of, own, copies, unheard, doubtful, *votes, place, suspicion, found.crowded, closed
         )
-        # Both follow from the tokens; here they are at hand.
-        out.__dict__ |= {"agreement": found.agreement, "words": found.words}
+        out.agreement, out.words = found.agreement, found.words  # both follow from the tokens; here they are at hand
         return out
 
     def state_dict(self) -> dict[str, Any]:

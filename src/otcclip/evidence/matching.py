@@ -59,9 +59,8 @@ def own_share(
     image: Features, text: Features, own: Tensor, *, local_share: float = LOCAL_SHARE, screen: int = SCREEN
 ) -> Tensor:
     """`Ranking.own_share` alone, `[n]`: where the own caption is not in the screen, nothing has to be transported."""
-    nearer = torch.cat(
-        [_above(p, text.pooled, o) for p, o in zip(image.pooled.split(ROWS), own.split(ROWS), strict=True)]
-    )
+    parts = zip(image.pooled.split(ROWS), own.split(ROWS), strict=True)
+    nearer = torch.cat([_nearer(pooled @ text.pooled.T, mine) for pooled, mine in parts])
     share = (nearer + 0.5) / len(text.pooled)
     rows = torch.nonzero(nearer < screen)[:, 0]
     if len(rows):
@@ -70,9 +69,8 @@ def own_share(
     return share
 
 
-def _above(image: Tensor, text: Tensor, own: Tensor) -> Tensor:
-    """How many captions are nearer than the own one by the pooled term."""
-    cosine = image @ text.T
+def _nearer(cosine: Tensor, own: Tensor) -> Tensor:
+    """How many captions are nearer than the own one by the pooled term, `cosine [n, u]`."""
     return (cosine > cosine.gather(1, own[:, None])).sum(dim=1)
 
 
@@ -87,7 +85,6 @@ def candidate_costs(image: Features, text: Features, columns: Tensor) -> Tensor:
 def _rank(image: Features, text: Features, own: Tensor, local_share: float, screen: int) -> Ranking:
     u = len(text.pooled)
     cosine = image.pooled @ text.pooled.T
-    mine = cosine.gather(1, own[:, None])
     candidates = cosine.topk(min(screen, u), dim=1).indices
     columns = torch.cat([candidates, own[:, None]], dim=1)
     d = 1 - cosine.gather(1, columns)
@@ -99,5 +96,5 @@ def _rank(image: Features, text: Features, own: Tensor, local_share: float, scre
     margin = top.values[:, -1] - top.values[:, 0]
     # Inside the screen d decides; a caption outside it keeps its place by the pooled term.
     inside = (candidates == own[:, None]).any(dim=1)
-    nearer = torch.where(inside, (d < own_d[:, None]).sum(dim=1), (cosine > mine).sum(dim=1))
+    nearer = torch.where(inside, (d < own_d[:, None]).sum(dim=1), _nearer(cosine, own))
     return Ranking(best, top.values[:, 0], margin, own_d, (nearer + 0.5) / u)

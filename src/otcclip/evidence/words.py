@@ -44,27 +44,38 @@ def unheard(words: Tensor, much: Tensor, caption_of: Tensor, votes: Tensor) -> T
     """Which words of its caption that say much no look-alike of an image has.
 
     Args:
-        words, much: `[u, l]` from `words_of`. caption_of: `[n]` int64. votes: `[n, k]` int64, each image's look-alikes.
+        words, much: `[u, l]` from `words_of`. caption_of: `[n]` int64. votes: `[n, k]` int, each image's look-alikes.
 
     Returns:
         `[n, l]` bool.
     """
-    return torch.from_numpy(_unheard(words.numpy(), much.numpy(), caption_of.numpy(), votes.numpy()))
+    asked = much[caption_of]
+    return _unheard(words, asked, torch.zeros_like(asked), caption_of, votes)
+
+
+def _unheard(words: Tensor, asked: Tensor, silent: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
+    """Which of the words `asked [n, l]` about no look-alike has, `silent [n, l]` words of theirs not counted."""
+    given = (words, asked, silent, caption_of, votes)
+    return torch.from_numpy(_not_among(*(tensor.numpy() for tensor in given)))
 
 
 @njit(cache=True)
-def _unheard(  # pragma: no cover
-    words: NDArray[np.int64], much: NDArray[np.bool_], caption_of: NDArray[np.int64], votes: NDArray[np.int64]
+def _not_among(  # pragma: no cover
+    words: NDArray[np.int64],
+    asked: NDArray[np.bool_],
+    silent: NDArray[np.bool_],
+    caption_of: NDArray[np.int64],
+    votes: NDArray[np.int_],
 ) -> NDArray[np.bool_]:
-    out = np.zeros((len(caption_of), words.shape[1]), np.bool_)
+    out = np.zeros(asked.shape, np.bool_)
     for i in range(len(caption_of)):
         for place in range(words.shape[1]):
-            if not much[caption_of[i], place]:
+            if not asked[i, place]:
                 continue
             word, found = words[caption_of[i], place], False
             for j in votes[i]:
-                for other in words[caption_of[j]]:
-                    found = found or other == word
+                for other in range(words.shape[1]):
+                    found = found or (words[caption_of[j], other] == word and not silent[j, other])
                 if found:
                     break
             out[i, place] = not found
@@ -81,45 +92,21 @@ def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, v
     Returns:
         `[n]` bool.
     """
-    spoken = words[caption_of]
-    used = torch.bincount(spoken[spoken >= 0])
-    weighty = torch.bincount(spoken[much[caption_of]], minlength=len(used))
-    often = torch.bincount(spoken[lacking], minlength=len(used))
     if not bool(lacking.any()):
         return torch.zeros(len(caption_of), dtype=torch.bool)
+    spoken = words[caption_of]
+    said = spoken != NONE
+    used = torch.bincount(spoken[said])
+    weighty = torch.bincount(spoken[much[caption_of]], minlength=len(used))
+    often = torch.bincount(spoken[lacking], minlength=len(used))
     usual = torch.quantile(often[used > 0].float(), USUAL)
     lacking, number = lacking.clone(), -1
     while number < (number := int(lacking.sum())):  # ends: it only ever grows
-        suspect = (often > usual) & (2 * often > weighty)
+        suspect = said & ((often > usual) & (2 * often > weighty))[spoken.clamp(min=0)]
         for votes in voters:
-            _silence(words.numpy(), caption_of.numpy(), votes.numpy(), suspect.numpy(), lacking.numpy())
+            lacking |= _unheard(words, suspect & ~lacking, lacking, caption_of, votes)
         often = torch.bincount(spoken[lacking], minlength=len(used))
-    return (lacking & suspect[spoken.clamp(min=0)]).any(dim=1)
-
-
-@njit(cache=True)
-def _silence(  # pragma: no cover
-    words: NDArray[np.int64],
-    caption_of: NDArray[np.int64],
-    votes: NDArray[np.int32],
-    suspect: NDArray[np.bool_],
-    lacking: NDArray[np.bool_],
-) -> None:
-    """Mark suspect words as unheard where all who use them among the look-alikes do so unheard themselves; in place,
-    from what was marked before."""
-    before = lacking.copy()
-    for i in range(len(caption_of)):
-        for place in range(words.shape[1]):
-            word = words[caption_of[i], place]
-            if word == NONE or lacking[i, place] or not suspect[word]:
-                continue
-            heard = False
-            for j in votes[i]:
-                for other in range(words.shape[1]):
-                    heard = heard or (words[caption_of[j], other] == word and not before[j, other])
-                if heard:
-                    break
-            lacking[i, place] = not heard
+    return (lacking & suspect).any(dim=1)
 
 
 def rarely_unheard(candidates: Tensor, p: Tensor, caption_of: Tensor, words: Tensor, lacking: Tensor) -> Tensor:
