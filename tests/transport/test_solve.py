@@ -99,6 +99,19 @@ def test_extreme_costs_are_finite_and_right(oracle, epsilon, case, backend):
 
 
 @BACKENDS
+@pytest.mark.parametrize("iterations", [5, 25, 50, 100])
+def test_mass_that_has_far_to_go_is_not_lent_on_the_way(reference, iterations, backend):
+    """Opposed vectors at ε = .005: C/ε = 400, and the factors grow by e^2.3 an iteration until mass can cross."""
+    sides = [torch.tensor([[-1.0]] * k + [[1.0]] * (16 - k)) for k in (13, 2)]
+    found = pair_costs(
+        *(FeatureSets.from_list([s]) for s in sides), epsilon=0.005, iterations=iterations, backend=backend
+    )
+    value, matrix = reference(*sides, 0.005, iterations)
+    assert found.value.item() == pytest.approx(value, abs=2e-6)
+    assert found.marginal_error.item() == pytest.approx(np.abs(matrix.sum(1) - 1 / 16).sum(), abs=1e-4)
+
+
+@BACKENDS
 def test_tolerance_stops_each_pair_on_its_own(ragged, backend):
     x, y = ragged(P_SIZES * 3, seed=9), ragged(T_SIZES * 3, seed=10)
     how = {"epsilon": 0.02, "iterations": 25, "tolerance": 1e-4, "backend": backend}

@@ -9,7 +9,7 @@ needed. One iteration (x's potential, then y's, as in `sinkhorn`) is one sweep o
 so a row serves its sum and the next iteration's w while it is in registers.
 
 Where exp(−C/ε) may underflow (`stable`), the first iteration runs in logarithms and the kernel is exp((f + g −
-C)/ε): entries of a plan, over its marginals. Scaling goes on from there until a factor leaves [1e-20, 1e20];
+C)/ε): entries of a plan, over its marginals. Scaling goes on from there until a factor leaves [1e-13, 1e13];
 then the factors are absorbed into f and g and one more iteration runs in logarithms (Schmitzer 2019, §3).
 """
 
@@ -42,8 +42,9 @@ from otcclip.transport.backends.simd import (
 )
 
 LANES, ROWS = simd.LANES, 4
-# A scaling factor past this, or its inverse, is absorbed.
-_FAR, _NEAR = np.float32(1e20), np.float32(1e-20)
+# A scaling factor past this, or its inverse, is absorbed. A kernel entry below e^-87 is held at e^-87 (`simd.exp`);
+# times two factors of 1e13 that is 1e-12 of a marginal, where two of 1e20 made it a hundred times the marginal.
+_FAR, _NEAR = np.float32(1e13), np.float32(1e-13)
 # No wrappers: these are called from compiled functions only, and a wrapper takes longer to compile than its function.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 jit: Any = njit(**_OPTIONS)
