@@ -28,7 +28,9 @@ $(STAMP): pyproject.toml
 	  { echo "otcclip needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a minute or two, most of it torch"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+# pip compiles what it installs on one core; on all of them it is 20 seconds shorter. What cannot be compiled is not used.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $(STAMP)
 
 clean:

@@ -56,7 +56,7 @@ def run_demo(
     if epochs < 1:
         raise UserError(f"--epochs {epochs}: at least 1")
     check_style(hold_out, EMOJI.styles)  # before half a minute of building
-    build_emoji(corpus)
+    build_emoji(corpus, workers=cores())
     spec = RunSpec(str(corpus), str(out), "clip", hold_out=hold_out, target=target, seed=seed, epochs=epochs)
     _write_ground_truth(spec, chosen)
     specs = [replace(spec, defense=name) for name in chosen]

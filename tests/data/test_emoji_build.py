@@ -106,9 +106,14 @@ def test_the_card_names_every_package_and_licence(built: Path, spec: EmojiSpec) 
 # Whole or not at all
 
 
-def test_the_same_bytes_each_time(built: Path, tree: Path, tmp_path: Path, build: Build) -> None:
+def test_the_same_bytes_each_time(
+    built: Path, tree: Path, tmp_path: Path, build: Build, spec: EmojiSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(tmp_path / "again", tree)
     assert contents(tmp_path / "again") == contents(built)
+    monkeypatch.setattr(emoji_icons, "decode_image", lambda *_: pytest.fail("drawn in this process"))
+    build_emoji(tmp_path / "side by side", node_modules=tree, spec=spec, workers=2)
+    assert contents(tmp_path / "side by side") == contents(built)
 
 
 def test_a_complete_corpus_is_reused(corpus: Path, monkeypatch: pytest.MonkeyPatch, spec: EmojiSpec) -> None:
@@ -212,11 +217,14 @@ def test_a_broken_file_of_a_package_is_named(tmp_path: Path, build: Build, make_
         build(tmp_path / "emoji", tree)
 
 
-def test_a_picture_that_cannot_be_drawn_is_named(tmp_path: Path, build: Build, make_tree: MakeTree) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_picture_that_cannot_be_drawn_is_named(
+    tmp_path: Path, build: Build, make_tree: MakeTree, workers: int
+) -> None:
     tree = make_tree(tmp_path / "node_modules")
     (tree / "@lobehub/fluent-emoji-3d/assets/23f0.webp").write_bytes(b"RIFF")
     with pytest.raises(UserError, match="fluent3d: cannot draw 'alarm clock'"):
-        build(tmp_path / "emoji", tree)
+        build(tmp_path / "emoji", tree, workers=workers)
     assert not (tmp_path / "emoji").exists()
 
 

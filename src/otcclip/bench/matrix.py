@@ -86,7 +86,7 @@ def prepare(bench: BenchSpec) -> tuple[tuple[Cell, ...], dict[str, Any]]:
     corpus = Path(bench.corpus)
     card = read_card(corpus)
     if card is None or card.get("version") != EMOJI.version:
-        build_emoji(corpus)
+        build_emoji(corpus, workers=cores())
     size = open_clip_model_size(RunSpec.model)
     split = load_emoji(corpus, size, bench.hold_out)
     check_measures(bench.utility, corpus, size)

@@ -13,8 +13,9 @@ def corpus_emoji(out: Path = Path("corpora/emoji"), hold_out: str = "twemoji") -
         hold_out: style of the default test split.
     """
     from otcclip.data.emoji import build_emoji
+    from otcclip.training.fleet import cores
 
-    corpus = build_emoji(out, hold_out=hold_out)
+    corpus = build_emoji(out, hold_out=hold_out, workers=cores())
     print(corpus)
 
 

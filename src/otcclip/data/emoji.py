@@ -12,8 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +37,8 @@ from otcclip.data.shards import write_shard
 from otcclip.errors import UserError
 from otcclip.progress import track
 
+# Drawings handed to a process at a time: a tenth of a second's work.
+_CHUNK = 64
 INDEX_COLUMNS = ("key", "shard", "style", "name", "group", "caption", "sha256")
 
 
@@ -54,6 +61,7 @@ def build_emoji(
     hold_out: str | None = None,
     node_modules: Path | None = None,
     spec: EmojiSpec = EMOJI,
+    workers: int = 1,
 ) -> EmojiCorpus:
     """Build the corpus at `out`, or reuse it when a complete one of this version is there.
 
@@ -66,6 +74,8 @@ def build_emoji(
         hold_out: style of the default test split; DEFAULT_STYLE where none was ever chosen.
         node_modules: packages already installed; by default npm installs them to a temporary folder.
         spec: packages and counts.
+        workers: processes that draw; the corpus is the same bytes with any number. More than one needs a caller whose
+            main module can be imported again, as `multiprocessing` says.
 
     Raises:
         UserError: unknown style, no npm, a package missing or at another version, counts that do not come
@@ -80,10 +90,10 @@ def build_emoji(
     reused = card is not None and _complete(folder, card, spec)
     if not reused:
         if node_modules is not None:
-            _build(folder, node_modules, spec)
+            _build(folder, node_modules, spec, workers)
         else:
             with tempfile.TemporaryDirectory(prefix="otcclip-npm-", ignore_cleanup_errors=True) as scratch:
-                _build(folder, npm.install(spec.packages, Path(scratch)), spec)
+                _build(folder, npm.install(spec.packages, Path(scratch)), spec, workers)
     if hold_out is None:
         hold_out = (read_split(folder) if reused else None) or DEFAULT_STYLE
     _write_split(folder, hold_out)
@@ -124,12 +134,13 @@ def _expected(spec: EmojiSpec) -> dict[str, int]:
     return {name: getattr(spec, name) for name in ("pairs", "names", "plain_pairs", "plain_names")}
 
 
-def _build(folder: Path, node_modules: Path, spec: EmojiSpec) -> None:
+def _build(folder: Path, node_modules: Path, spec: EmojiSpec, workers: int) -> None:
     manifests = npm.check(node_modules, spec.packages)
     drawings = plan(node_modules, spec)
     _check_counts(drawings, spec)
     with atomic_folder(folder) as temporary:
-        shards, rows = _write_shards(temporary, drawings, spec.shard_pairs)
+        with _drawn(drawings, workers) as pairs:
+            shards, rows = _write_shards(temporary, drawings, pairs, spec.shard_pairs)
         with atomic_file(temporary / "index.parquet") as handle:
             pq.write_table(pa.table({name: [row[name] for row in rows] for name in INDEX_COLUMNS}), handle)
         card = make_card(spec, node_modules, manifests, drawings, shards)
@@ -149,12 +160,29 @@ def _check_counts(drawings: Sequence[Drawing], spec: EmojiSpec) -> None:
         raise UserError(f"the emoji packages do not give the expected corpus: {', '.join(wrong)}")
 
 
+@contextmanager
+def _drawn(drawings: Sequence[Drawing], workers: int) -> Iterator[Iterator[Pair]]:
+    """The pairs, in order. By processes: the renderer holds the interpreter's lock."""
+    if workers <= 1:
+        yield map(draw, drawings)
+        return
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends them
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignore)
+    try:
+        yield pool.map(draw, drawings, chunksize=_CHUNK)
+    except BrokenProcessPool as error:
+        raise UserError("a process that draws the emoji was ended (out of memory?)") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _write_shards(
-    folder: Path, drawings: Sequence[Drawing], shard_pairs: int
+    folder: Path, drawings: Sequence[Drawing], pairs: Iterator[Pair], shard_pairs: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     shards: list[dict[str, Any]] = []
     rows: list[dict[str, str]] = []
-    waiting = track(drawings, "drawing emoji", total=len(drawings))
+    waiting = track(zip(drawings, pairs, strict=True), "drawing emoji", total=len(drawings))
     for number in range(-(-len(drawings) // shard_pairs)):
         name = f"{number:05d}.tar"
         batch = islice(waiting, shard_pairs)  # one progress bar over all shards
@@ -163,9 +191,8 @@ def _write_shards(
     return shards, rows
 
 
-def _indexed(drawings: Iterable[Drawing], shard: str, rows: list[dict[str, str]]) -> Iterator[Pair]:
-    for drawing in drawings:
-        pair = draw(drawing)
+def _indexed(drawn: Iterable[tuple[Drawing, Pair]], shard: str, rows: list[dict[str, str]]) -> Iterator[Pair]:
+    for drawing, pair in drawn:
         rows.append(
             {
                 "key": pair.key,

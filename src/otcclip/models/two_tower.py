@@ -90,7 +90,7 @@ class TwoTower(nn.Module):
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"images: {self.name} sees {self.image_size} px, got {tuple(images.shape)}")
-        pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        pixels = (images - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
         if self.local_head is not None:
             # open_clip 3.3 stops its ResNet after the last map asked for, so the last one (4) is asked for too.
             out = self.clip.visual.forward_intermediates(pixels, indices=[3, 4])
