@@ -22,9 +22,9 @@ def built(small_emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small corpus stands where the real one would be built, and runs go one by one in this process."""
     real = demo.build_emoji
 
-    def reuse(folder: Path) -> None:
+    def reuse(folder: Path, **how: Any) -> None:
         if folder != small_emoji:
-            real(folder)
+            real(folder, **how)
 
     def in_turn(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
         return [run_experiment(spec) for spec in specs]

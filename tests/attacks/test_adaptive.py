@@ -54,14 +54,12 @@ def test_words_are_counted_once_a_caption() -> None:
 
 def test_words_are_ranked_alike_whatever_python_hashes() -> None:
     """A corpus poisoned in another process is the same corpus: sets of strings come in another order in each."""
-    code = "from otcclip.attacks.wording import frequency; print(list(frequency([f'w{i}' for i in range(50)])))"
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(said) == 1
+    used = [f"w{i}" for i in range(50)]
+    code = f"from otcclip.attacks.wording import frequency; print(list(frequency({used})))"
+    other = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True, check=True
+    )
+    assert other.stdout.decode().strip() == str(list(frequency(used)))
 
 
 def test_paraphrases_name_the_target_and_use_frequent_words() -> None:

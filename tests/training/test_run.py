@@ -21,10 +21,14 @@ import torch
 from otcclip import cli
 from otcclip.data import Pair, write_shard
 from otcclip.data.pairs import PairStore
+from otcclip.data.state import StateTable
+from otcclip.defenses.base import ACTIONS, keep_all, training_pairs
 from otcclip.errors import UserError
-from otcclip.models import load_two_tower
+from otcclip.models import create_two_tower, load_two_tower
+from otcclip.training import run as run_module
 from otcclip.training.checkpoint import load_state
 from otcclip.training.judge import png
+from otcclip.training.pair_state import put_state
 from otcclip.training.run import train
 from otcclip.training.train_spec import TrainSpec
 
@@ -170,6 +174,70 @@ def test_killed_anywhere_it_ends_with_the_same_weights(run: Path, shards: Path, 
     assert all(torch.equal(one[i][k], other[i][k]) for i in one for k in one[i])
 
 
+def _pairs_of(store: PairStore) -> list[Pair]:
+    rows = zip(store.keys, store.images, store.captions, strict=True)
+    return [Pair(key, png(image), caption) for key, image, caption in rows]
+
+
+def test_trust_survives_another_sharding_and_order(
+    make_store: Callable[..., PairStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off inside an epoch in force of decisions; the same pairs lie shuffled in other shards when it goes on."""
+    pairs = _pairs_of(make_store(32, 4, own_caption=True))
+    write_shard(tmp_path / "a.tar", pairs)
+    spec = spec_of(tmp_path, tmp_path, defense="otcclip:alpha=0.3,first_refresh=1,refresh=1", name="whole")
+    spec = replace(spec, train_data=str(tmp_path / "a.tar"))
+    train(spec)
+    saves: list[int] = []
+    real = run_module._Run._save
+
+    def cut_off(self: run_module._Run) -> None:
+        real(self)
+        if len(saves) == 5:
+            raise KeyboardInterrupt
+        saves.append(1)
+
+    monkeypatch.setattr(run_module._Run, "_save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(spec, name="cut"))
+    monkeypatch.undo()
+    assert load_state(tmp_path / "cut" / "checkpoint" / "last.pt")["epoch"] == 1
+    shuffled = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
+    write_shard(tmp_path / "b.tar", shuffled[:5])
+    write_shard(tmp_path / "c.tar", shuffled[5:])
+    (tmp_path / "a.tar").unlink()
+    elsewhere = replace(spec, train_data=str(tmp_path / "{b..c}.tar"), name="cut", resume="latest")
+    with pytest.raises(UserError, match=r"made with other pairs \(then 32, now 5, or with other captions\)"):
+        train(replace(elsewhere, train_data=str(tmp_path / "b.tar")))
+    train(elsewhere)
+    one, other = (load_state(tmp_path / name / "checkpoint" / "last.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    assert torch.equal(one["defense"]["action"], other["defense"]["action"])
+
+
+def test_the_state_of_pairs_can_be_looked_up_by_key(run: Path) -> None:
+    decided = pq.read_table(run / "decisions.parquet")
+    keys = decided["key"].to_pylist()[::-1]
+    found = StateTable.open(run / "pairs.state").get(keys)
+    assert [ACTIONS[a] for a in found["action"]] == decided["action"].to_pylist()[::-1]
+    said = sorted(set(decided["caption"].to_pylist()))
+    assert [said[c] for c in found["caption"]] == decided["caption"].to_pylist()[::-1]
+
+
+def test_a_table_of_other_pairs_or_a_damaged_one_is_written_anew(
+    make_store: Callable[..., PairStore], tmp_path: Path
+) -> None:
+    model = create_two_tower("otcclip-tiny", seed=0)
+    few, more = (training_pairs(make_store(n, 4).without_labels(), model) for n in (8, 12))
+    path = tmp_path / "pairs.state"
+    for pairs in (few, more, more):
+        put_state(path, keep_all(pairs), pairs)
+        assert len(StateTable.open(path)) == len(pairs)
+    path.write_bytes(path.read_bytes()[:-3])
+    put_state(path, keep_all(more), more)
+    assert len(StateTable.open(path)) == 12
+
+
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     shards: Path, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,15 +264,14 @@ def test_a_shard_that_vanishes_is_one_line_and_the_run_goes_on_later(shards: Pat
     copies = tmp_path / "shards"
     shutil.copytree(shards, copies, copy_function=shutil.copy2)
     spec = spec_of(copies, tmp_path, decoded_gib=0.0)
-    from otcclip.training import run as module
 
     def vanish(self: object) -> None:
         (copies / "1.tar").rename(tmp_path / "1.tar")
         real(self)
 
-    real = module._Run._save
+    real = run_module._Run._save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Run, "_save", vanish)
+        patch.setattr(run_module._Run, "_save", vanish)
         with pytest.raises(UserError, match=r"1\.tar: .*put it back, then the same command with --resume latest"):
             train(spec)
     (tmp_path / "1.tar").rename(copies / "1.tar")

@@ -45,7 +45,7 @@ class PairData:
     """Pairs ready for training.
 
     Attributes:
-        table: the usable pairs, in the source's order.
+        table: the usable pairs, in the source's order until `in_key_order`.
         images: `[n, 3, size, size]` uint8: a memory-mapped tensor, or a source that decodes on demand.
         folder: where the index lies, `skipped.parquet` among it.
         skipped: number of bad pairs.
@@ -72,6 +72,15 @@ class PairData:
             raise UserError(f"{manifest.path}: drops every pair")
         kept = table.take(rows).with_captions([caption for caption in said if caption is not None])
         return replace(self, table=kept, images=Chosen(self.images, torch.from_numpy(rows)))
+
+    def in_key_order(self) -> PairData:
+        """These pairs sorted by the numbers of their keys; nothing is copied but the table.
+
+        What is learned of row i is then learned of a key: a run and its checkpoints do not depend on how the pairs are
+        sharded or in which order they lie.
+        """
+        order = np.argsort(hash_keys(self.table.keys))
+        return replace(self, table=self.table.take(order), images=Chosen(self.images, torch.from_numpy(order)))
 
 
 def open_pairs(

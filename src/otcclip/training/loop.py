@@ -29,6 +29,7 @@ from otcclip.training.augment import MILD, STRONG, Augmentation
 from otcclip.training.batches import EpochBatches, Views
 from otcclip.training.distributed import ALONE, World, average_gradients, synchronise_batch_norm
 from otcclip.training.towers import SpreadTower
+from otcclip.training.words import UsedWords
 
 PRECISIONS = ("fp32", "amp", "amp_bf16", "amp_bfloat16")
 
@@ -104,7 +105,9 @@ class Trainer:
         synchronise_batch_norm(model, world)
         spread = world.size > 1 or config.chunks > 1
         self._spread = SpreadTower(model, world, config.chunks) if spread else None
-        self.optimizer = _optimizer(model, config)
+        self._words = UsedWords(model, pairs.tokens)
+        self._parameters = self._words.among(list(model.parameters()))
+        self.optimizer = _optimizer(self._parameters, config)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "amp")
         self.epoch = 0
         self.seconds = 0.0
@@ -192,19 +195,21 @@ class Trainer:
         return now
 
     def _step(self, batch: PairBatch) -> Step:
-        parameters = list(self.model.parameters())
-        with self._autocast(), self._attention():
-            step = self.defense.step(batch, self.tower)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(step.loss).backward()
-        if self._spread is not None:
+        with self._words.collected():
             with self._autocast(), self._attention():
-                self._spread.replay()
-            average_gradients(parameters, self.world)
+                step = self.defense.step(batch, self.tower)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._scaler.scale(step.loss).backward()
+            if self._spread is not None:
+                with self._autocast(), self._attention():
+                    self._spread.replay()
+        self._words.collect()
+        average_gradients(self._parameters, self.world)
         self._scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        self._words.put()
         return step
 
     def _set_lr(self, plan: EpochPlan, fraction: float) -> None:
@@ -243,6 +248,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        self._words.take()
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state.get("scaler", {}))
         self.defense.load_state_dict(state["defense"])
@@ -254,9 +260,9 @@ class Trainer:
             self._resumed_random = place["random"]
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with no decay on gains, biases and the temperature, as open_clip groups them."""
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
+    decay = [p for p in parameters if p.ndim >= 2]
+    plain = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)

@@ -3,8 +3,8 @@
     result = train(TrainSpec("shards/{00000..00041}.tar", model="RN50", defense="otcclip", batch_size=256))
 
 A run's folder is `LOGS/NAME`: `run.json` (the settings), `skipped.parquet`, `history.jsonl`, `checkpoint/last.pt`,
-`decisions.parquet` (what the defence decided of each pair, by key) and, once finished, the model for open_clip and
-`result.json`.
+`pairs.state` (what the defence holds of each pair, by key, as of the last epoch) and, once finished,
+`decisions.parquet` (the same in words), the model for open_clip and `result.json`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from otcclip import defenses
-from otcclip.data.atomic import atomic_file, write_json
+from otcclip.data.atomic import write_json
 from otcclip.data.index import PairData, copy_skipped, open_pairs
 from otcclip.data.manifest import read_manifest
 from otcclip.data.readers import ReadOptions
-from otcclip.defenses.base import ACTIONS, Defense, FineTuner, TrainingPairs, trusted_mask
+from otcclip.defenses.base import Defense, FineTuner, TrainingPairs, trusted_mask
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower, save_open_clip
 from otcclip.specs import Spec, options_of
@@ -35,6 +32,7 @@ from otcclip.training.checkpoint import LAST, load_state, restore_run, save_run,
 from otcclip.training.distributed import World, join, leave
 from otcclip.training.evaluate import EvalSpec, evaluate_model
 from otcclip.training.loop import TrainConfig, Trainer
+from otcclip.training.pair_state import contents, put_state, write_decisions
 from otcclip.training.speed import checkpoint_activations, compile_towers
 from otcclip.training.train_spec import TrainSpec
 from otcclip.training.writers import Writers
@@ -75,7 +73,10 @@ class _Run:
         self.data = self._open(spec.train_data)
         if spec.manifest is not None:
             self.data = self.data.under(read_manifest(spec.manifest))
+        self.data = self.data.in_key_order()
         self.pairs = training_pairs_of(self.data, self.model, spec.trusted)
+        self._contents = contents(self.pairs)
+        self._check_pairs(state)
         self.trainer = Trainer(self.model, make_defense(spec), self.pairs, self._config(), world)
         if spec.torchcompile:
             compile_towers(self.model)
@@ -96,6 +97,7 @@ class _Run:
                 if self.world.is_first:
                     line |= self._evaluate(report.epoch)
                     writers.write(line)
+                    put_state(self.folder / "pairs.state", self.trainer.defense.decisions(self.pairs), self.pairs)
                 self.history.append(line)
                 self._save()
                 self.world.barrier()  # or a long evaluation would look like a dead rank
@@ -161,6 +163,16 @@ class _Run:
             raise UserError(f"{path}: made with {name} {was.get(name)!r}, now it is {now[name]!r}; use another --name")
         return state
 
+    def _check_pairs(self, state: dict[str, Any] | None) -> None:
+        """What a checkpoint knows of row i must be of the pair that is row i now."""
+        if state is None or state.get("pairs") == self._contents:
+            return
+        was = str(state.get("pairs", "unknown")).split(":")[0]
+        raise UserError(
+            f"{self.spec.resume}: made with other pairs (then {was}, now {len(self.pairs)}, or with other captions); "
+            "use another --name"
+        )
+
     def _maybe_save(self) -> None:
         due = time.monotonic() - self._saved >= self.spec.save_seconds
         if due:  # each rank looks at its own clock; only the first one's matters
@@ -172,7 +184,7 @@ class _Run:
             return
         write_history(self.folder, self.history)
         identity = json.dumps(self.spec.identity(self.world.size))
-        save_run(self.folder / LAST, self.trainer, self.history, identity=identity)
+        save_run(self.folder / LAST, self.trainer, self.history, identity=identity, pairs=self._contents)
 
     def _speed(self, visited: int) -> float:
         before = self.history[-1]["seconds"] if self.history else 0.0
@@ -190,7 +202,7 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         self.model.eval()
         save_open_clip(self.model, self.folder)
-        _write_decisions(self.folder / "decisions.parquet", self.trainer.defense, self.pairs)
+        write_decisions(self.folder / "decisions.parquet", self.trainer.defense.decisions(self.pairs), self.pairs)
         last = self.history[-1]
         result = {
             "model": self.spec.model,
@@ -237,16 +249,3 @@ def training_pairs_of(data: PairData, model: TwoTower, trusted: str | None = Non
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--trusted {trusted}: cannot read: {error}") from error
     return TrainingPairs(keys, data.images, captions, tokens, torch.from_numpy(number), vouched)
-
-
-def _write_decisions(path: Path, defense: Defense, pairs: TrainingPairs) -> None:
-    """What was decided of every pair: `key, action, suspicion, caption` (the caption in force)."""
-    decided = defense.decisions(pairs)
-    columns = {
-        "key": pa.array(pairs.keys, pa.string()),
-        "action": pa.array(np.asarray(ACTIONS, object)[decided.action], pa.string()),
-        "suspicion": pa.array(decided.suspicion.astype(np.float32)),
-        "caption": pa.array([pairs.captions[i] for i in decided.caption_of], pa.string()),
-    }
-    with atomic_file(path) as handle:
-        pq.write_table(pa.table(columns), handle)
