@@ -30,7 +30,7 @@ from otcclip.training.distributed import ALONE, GlobalBatchNorm2d, World, averag
 from otcclip.training.towers import Share, SpreadTower
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "two_processes.py"
-STEPS = 6  # the second epoch begins
+PAIRS, STEPS = 24, 4  # the second epoch begins
 
 
 def benchmark() -> ModuleType:
@@ -42,6 +42,7 @@ def benchmark() -> ModuleType:
 
 
 BENCHMARK = benchmark()
+BENCHMARK.PAIRS = PAIRS  # type: ignore[attr-defined]  # in the ranks too: they are forks
 
 
 def norm_case() -> tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor]:

@@ -40,7 +40,7 @@ ALIKE = 0.45  # similarity of descriptors below which nobody looks for a copy
 USUAL = 0.99  # quantile over pictures of the number of copies that still counts as usual
 FEW = 3  # with fewer candidates than this nobody is crowded, and nothing is laid over anything
 CHUNK = 1024
-PAIRS = 2048
+PAIRS = 128  # spectra of these stay in a core's cache: with 2,048 a way to lay them over each other takes twice as long
 
 
 def crowds(size: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,9 +58,13 @@ def descriptors(
 
     Vectors are centred on the data set's mean, so that a cosine of 0 means "as alike as any two".
     """
-    for band in dict.fromkeys(view.band for view in wanted):
-        parts = [_cells(_band(x.float() / 255, band)) for x in images.split(chunk)]
-        gradient, colour = (torch.cat(part) for part in zip(*parts, strict=True))
+    cells: dict[str, list[tuple[Tensor, Tensor]]] = {view.band: [] for view in wanted}
+    for raw in images.split(chunk):  # once: a source may decode them
+        x = raw.float() / 255
+        for band, parts in cells.items():
+            parts.append(_cells(_band(x, band)))
+    for band in list(cells):
+        gradient, colour = (torch.cat(part) for part in zip(*cells.pop(band), strict=True))
         for view in wanted:
             if view.band == band:
                 yield view, _describe(gradient, colour, view.mask)
