@@ -67,6 +67,15 @@ def test_image_features(model: TwoTower) -> None:
         model.image(x[..., :-2])
 
 
+def test_no_image_at_all_has_features_that_gradients_pass_through(model: TwoTower) -> None:
+    """A rank's part of a few rows may be none of them; it has to take part in the backward pass all the same."""
+    got = model.image(images(model, 0))
+    assert got.pooled.shape == (0, model.clip.text_projection.shape[1]) and len(got.local) == 0
+    assert got.pooled.requires_grad
+    got.pooled.sum().backward()
+    model.zero_grad()
+
+
 @torch.no_grad()
 def test_resnet_cells_are_what_the_attention_pool_averages() -> None:
     """MaskCLIP: with attention made uniform and positions taken out, the pooled vector is the mean over the cells and

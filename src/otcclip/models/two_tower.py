@@ -102,9 +102,11 @@ class TwoTower(nn.Module):
             cells = out["image_intermediates"][0].flatten(2).transpose(1, 2)
             local, pooled = pool.c_proj(pool.v_proj(cells)), out["image_features"]
         else:
-            out = self.clip.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+            # open_clip's transformer cannot reshape a batch of none, which is what a rank's part of a few rows may be.
+            some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
+            out = self.clip.visual.forward_intermediates(some, indices=1, output_fmt="NLC")
             cells = self.clip.visual.ln_post(out["image_intermediates"][-1])
-            local, pooled = cells @ self.clip.visual.proj, out["image_features"]
+            local, pooled = (cells @ self.clip.visual.proj)[: len(pixels)], out["image_features"][: len(pixels)]
         return Features(unit(pooled), FeatureSets.from_dense(unit(local)))
 
     def text(self, tokens: Int[Tensor, "n context"]) -> Features:
