@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,19 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otcclip.attacks.jittered import jitter
-from otcclip.evidence import copies as module
-from otcclip.evidence.copies import (
-    FEW,
-    SHIFT,
-    SIDE,
-    _at_each_shift,
-    _candidates,
-    _templates,
-    _whole,
-    _without_low,
-    copies,
-    crowds,
-)
+from otcclip.evidence.copies import FEW, SIDE, _candidates, _spectrum, copies, crowds
 from otcclip.evidence.neighbours import neighbour_evidence
 
 COPIES = 8
@@ -81,47 +67,15 @@ def test_neither_place_nor_light_nor_contrast_hides_a_copy(
     assert len(a) == size * (size - 1) // 2
 
 
-def test_what_comes_in_at_the_border_hides_no_copy() -> None:
-    """The middle is the same, all around it is another: 44 % of the picture, so the wholes explain a third."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(6, 3, SIDE, SIDE, generator=generator)
-    images[1:4, :, SHIFT:-SHIFT, SHIFT:-SHIFT] = images[0, :, SHIFT:-SHIFT, SHIFT:-SHIFT]
-    got = found((images * 255).to(torch.uint8), torch.zeros(6, dtype=torch.int64), torch.ones(1, 1))
-    assert got == {(i, j) for i in range(4) for j in range(i + 1, 4)}
-
-
-def test_products_of_spectra_are_correlations_at_every_shift() -> None:
-    """Of the whole with the whole going round, and of the middle with the window under it, by plain loops."""
-    x, y = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)).double()
-    whole, length = _whole(y[None])
-    fit = _at_each_shift((_templates(x[None]).conj() * whole[:, None]).sum(dim=2)) / length
-    x, y = (_without_low(z[None])[0] for z in (x, y))
-    for down, right in ((0, 0), (2, -SHIFT), (-1, 3)):
-        turned = y.roll((-down, -right), dims=(1, 2))
-        under = y[:, SHIFT + down : SIDE - SHIFT + down, SHIFT + right : SIDE - SHIFT + right]
-        middle = x[:, SHIFT:-SHIFT, SHIFT:-SHIFT]
-        for kind, (one, other) in enumerate(((x, turned), (middle, under))):
-            slow = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
-            torch.testing.assert_close(fit[0, kind, SHIFT + down, SHIFT + right], slow)
-
-
-def test_pictures_that_have_nothing_in_common_are_not_turned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scaling and turning is for pairs that fit a little as they lie, and not yet well enough."""
-    generator = torch.Generator().manual_seed(5)
-    same = torch.rand(1, 3, SIDE, SIDE, generator=generator).expand(FEW + 1, -1, -1, -1)
-    strangers = torch.rand(3, 3, SIDE, SIDE, generator=generator)
-    images = (torch.cat([same, strangers]) * 255).to(torch.uint8)
-    asked: list[tuple[float, float]] = []
-    real = module._fit
-
-    def counting(*arguments: Any) -> Tensor:
-        asked.append(arguments[4:])
-        return real(*arguments)
-
-    monkeypatch.setattr(module, "_fit", counting)
-    got = found(images, torch.zeros(len(images), dtype=torch.int64), torch.ones(1, 1))
-    assert got == {(i, j) for i in range(FEW + 1) for j in range(i + 1, FEW + 1)}
-    assert asked == [(1.0, 0.0)]
+def test_a_product_of_spectra_is_the_correlation_at_every_shift() -> None:
+    x = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)).double()
+    spectrum = _spectrum(x)
+    by_fft = torch.fft.irfft2((spectrum[:1].conj() * spectrum[1:]).sum(dim=1), s=(SIDE, SIDE))[0]
+    plain = torch.fft.irfft2(spectrum, s=(SIDE, SIDE))
+    torch.testing.assert_close(plain.flatten(1).norm(dim=1), torch.ones(2).double())
+    for down, right in ((0, 0), (2, 5), (-1, 3)):
+        slow = (plain[0].roll((down, right), dims=(1, 2)) * plain[1]).sum()
+        torch.testing.assert_close(by_fft[down % SIDE, right % SIDE], slow)
 
 
 def test_only_who_could_be_crowded_is_looked_at() -> None:

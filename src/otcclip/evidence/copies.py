@@ -5,10 +5,7 @@ two are near-duplicates by their descriptors, under captions that differ in word
 look-alike of the others and says what they say. So copies are looked for where they could matter, among look-alikes
 with like captions, as one aligns pictures: over small scales and turns and all shifts, the largest normalised
 correlation of what is left without the lowest frequencies (Brown, "A survey of image registration techniques", 1992;
-shifts by the Fourier transform, Kuglin and Hines, 1975). Either of the whole pictures, or of the middle of one with
-what lies under it in the other (a template; windows' lengths by running sums, Lewis, "Fast normalized
-cross-correlation", 1995): where a picture goes on beyond its border, a shift brings in what the other has not.
-Correlation does not mind light and contrast.
+shifts by the Fourier transform, Kuglin and Hines, 1975). Correlation does not mind light and contrast.
 
 Honest pictures have copies too: a set of drawings is drawn over by the next set. What they don't have is many. Who has
 more copies than is usual over the corpus is *crowded* (`crowds`): crowded copies don't vote on each other, and each
@@ -30,10 +27,8 @@ from otcclip.evidence.descriptors import blur
 
 SIDE = 32  # pixels at which pictures are laid over each other
 SCALES, TURNS = (0.92, 1.0, 1.08), (-0.1, 0.0, 0.1)  # share, radians
-SHIFT = 4  # pixels of SIDE, either way; the middle is what such a shift leaves inside
-MIDDLE = SIDE - 2 * SHIFT
+SHIFT = 4  # pixels of SIDE, either way
 EXPLAINED = 0.5  # share of a picture's variance that its copy explains, at least
-HOPEFUL = 0.1  # the same as the pictures lie: with less nobody scales and turns them (.2 % of copies are lost by it)
 LIKE = 0.25  # agreement from which two captions make like claims
 CANDIDATES = 48
 ALIKE = 0.45  # similarity of descriptors below which nobody looks for a copy
@@ -77,14 +72,17 @@ def copies(
     used, place = torch.cat([a, b]).unique(return_inverse=True)
     small = torch.cat([F.adaptive_avg_pool2d(images[rows].float() / 255, SIDE) for rows in used.split(CHUNK)])
     still, moving = place.split(len(a))
-    templates = torch.cat([_templates(x) for x in small.split(CHUNK)])
-    fit = _fit(templates, small, still, moving, 1.0, 0.0)
-    for scale, turn in product(SCALES, TURNS):
-        # One way to lay them over each other is enough.
-        left = torch.nonzero((fit >= HOPEFUL) & (fit < EXPLAINED))[:, 0]
-        if len(left) and (scale, turn) != (1.0, 0.0):
-            fit[left] = torch.maximum(fit[left], _fit(templates, small, still[left], moving[left], scale, turn))
-    found = fit >= EXPLAINED
+    of_still = torch.cat([_spectrum(x) for x in small.split(CHUNK)])
+    found = torch.zeros(len(a), dtype=torch.bool)
+    for scale, turn in sorted(product(SCALES, TURNS), key=lambda how: (abs(how[0] - 1), abs(how[1]))):
+        left = torch.nonzero(~found)[:, 0]  # one way to lay them over each other is enough
+        if not len(left):
+            break
+        of_moving = torch.cat([_spectrum(_turned(x, scale, turn)) for x in small.split(CHUNK)])
+        for rows in left.split(PAIRS):
+            both = (of_still[still[rows]].conj() * of_moving[moving[rows]]).sum(dim=1)
+            fit = torch.fft.irfft2(both, s=(SIDE, SIDE)).roll((SHIFT, SHIFT), dims=(1, 2))
+            found[rows] = fit[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax(dim=(1, 2)) >= math.sqrt(EXPLAINED)
     return a[found], b[found]
 
 
@@ -114,51 +112,9 @@ def _turned(x: Tensor, scale: float, turn: float) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _fit(templates: Tensor, small: Tensor, still: Tensor, moving: Tensor, scale: float, turn: float) -> Tensor:
-    """`[l]` share of the variance of the pictures `still` that those `moving`, scaled and turned, explain at best."""
-    used, place = moving.unique(return_inverse=True)
-    parts = [_whole(_turned(small[rows], scale, turn)) for rows in used.split(CHUNK)]
-    wholes, lengths = (torch.cat(part) for part in zip(*parts, strict=True))
-    out = []
-    for one, other in zip(still.split(PAIRS), place.split(PAIRS), strict=True):
-        products = (templates[one].conj() * wholes[other][:, None]).sum(dim=2)
-        out.append((_at_each_shift(products) / lengths[other]).amax(dim=(1, 2, 3)).clamp(min=0).square())
-    return torch.cat(out)
-
-
-def _templates(x: Tensor) -> Tensor:
-    """`[m, 2, c, ...]` Fourier transforms of `x` and of its middle with nothing around it, of mean 0 and length 1."""
-    x = _without_low(x)
-    middle = F.pad(_unit(x[..., SHIFT:-SHIFT, SHIFT:-SHIFT]), (SHIFT,) * 4)
-    out: Tensor = torch.fft.rfft2(torch.stack([_unit(x), middle], dim=1))
-    return out
-
-
-def _unit(x: Tensor) -> Tensor:
+def _spectrum(x: Tensor) -> Tensor:
+    """Fourier transform of `x` without its low frequencies, of mean 0 and length 1: products are correlations."""
+    x = x - blur(x, SIDE * 3 / 32)
     x = x - x.mean(dim=(1, 2, 3), keepdim=True)
-    return F.normalize(x.flatten(1), eps=1e-6).view_as(x)
-
-
-def _whole(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Fourier transform of `x`, and `[m, 2, 2 SHIFT + 1, 2 SHIFT + 1]` how far it goes from its mean at each shift:
-    all of it (the same at each), and the window under the middle of another."""
-    x = _without_low(x)
-    size = x.shape[1] * MIDDLE**2
-    total, squares = (_window_means(y.mean(dim=1, keepdim=True))[:, 0] * size for y in (x, x.square()))
-    window = (squares - total.square() / size).clamp_min(1e-8).sqrt()
-    whole = (x - x.mean(dim=(1, 2, 3), keepdim=True)).flatten(1).norm(dim=1).clamp_min(1e-6)
-    return torch.fft.rfft2(x), torch.stack([whole[:, None, None].expand_as(window), window], dim=1)
-
-
-def _window_means(x: Tensor) -> Tensor:
-    return F.avg_pool2d(F.avg_pool2d(x, (MIDDLE, 1), 1), (1, MIDDLE), 1)  # in one go it is twelve times the work
-
-
-def _at_each_shift(products: Tensor) -> Tensor:
-    """`[..., 2 SHIFT + 1, 2 SHIFT + 1]` correlations at shifts of -SHIFT to SHIFT, of products of spectra."""
-    everywhere: Tensor = torch.fft.irfft2(products, s=(SIDE, SIDE))
-    return everywhere.roll((SHIFT, SHIFT), dims=(-2, -1))[..., : 2 * SHIFT + 1, : 2 * SHIFT + 1]
-
-
-def _without_low(x: Tensor) -> Tensor:
-    return x - blur(x, SIDE * 3 / 32)
+    out: Tensor = torch.fft.rfft2(x / x.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None])
+    return out
