@@ -56,12 +56,13 @@ def pictures(n: int, seed: int = 0) -> PairStore:
     return PairStore(tuple(f"pair-{i:03d}" for i in range(n)), images.astype(np.uint8), captions)
 
 
-def register_vit() -> None:
-    """Tell open_clip of the small vision transformer."""
+def register_vit() -> str:
+    """Tell open_clip of the small vision transformer; its name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{VIT}.json"
         path.write_text(json.dumps(VIT_CONFIG))
         open_clip.add_model_config(path)
+    return VIT
 
 
 def losses(
@@ -137,8 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     steps, double = arguments.steps, not arguments.float32
-    register_vit()
-    tower = VIT if arguments.vit else RESNET
+    tower = register_vit() if arguments.vit else RESNET
     if arguments.rank_out:
         world = join("cpu")
         found = {name: losses(name, steps, world, double=double, tower=tower) for name in arguments.defenses}

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import multiprocessing
 import os
 import socket
-import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from torch import nn
@@ -82,25 +79,15 @@ def features_case(world: World, chunks: int) -> dict[str, Any]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-TINY_VIT = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-
-
 def one_step(world: World, sharded: bool) -> dict[str, torch.Tensor]:
     """Weights after a step of plain descent; FSDP2 over the transformers' blocks, as docs/scale.md has it."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tiny-vit.json").write_text(json.dumps(TINY_VIT))
-        open_clip.add_model_config(Path(folder))
-        model = create_two_tower("tiny-vit", seed=0)
+    model = create_two_tower(BENCHMARK.register_vit(), seed=0)
     if sharded:
         mesh = init_device_mesh("cpu", (world.size,))
         for block in (*model.clip.visual.transformer.resblocks, *model.clip.transformer.resblocks):
             fully_shard(block, mesh=mesh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     text = model.text(model.tokenize([f"thing {letter}" for letter in "abcdef"]))
     clip_loss(model.image(images).pooled, text.pooled, torch.arange(6), model.logit_scale).backward()
     optimizer.step()

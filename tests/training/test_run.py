@@ -28,7 +28,7 @@ from otcclip.models import create_two_tower, load_two_tower
 from otcclip.training import run as run_module
 from otcclip.training.checkpoint import load_state
 from otcclip.training.judge import png
-from otcclip.training.pair_state import put_state
+from otcclip.training.pair_state import put_state, state_table
 from otcclip.training.run import train
 from otcclip.training.train_spec import TrainSpec
 
@@ -231,10 +231,10 @@ def test_a_table_of_other_pairs_or_a_damaged_one_is_written_anew(
     few, more = (training_pairs(make_store(n, 4).without_labels(), model) for n in (8, 12))
     path = tmp_path / "pairs.state"
     for pairs in (few, more, more):
-        put_state(path, keep_all(pairs), pairs)
+        put_state(state_table(path, pairs), keep_all(pairs))
         assert len(StateTable.open(path)) == len(pairs)
     path.write_bytes(path.read_bytes()[:-3])
-    put_state(path, keep_all(more), more)
+    put_state(state_table(path, more), keep_all(more))
     assert len(StateTable.open(path)) == 12
 
 

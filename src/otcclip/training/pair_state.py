@@ -33,23 +33,12 @@ def contents(pairs: TrainingPairs) -> str:
     return f"{len(pairs)}:{digest.hexdigest()}"
 
 
-def put_state(path: Path, decided: Decisions, pairs: TrainingPairs) -> None:
-    """Put what is decided of every pair into the `StateTable` at `path`, made where there is none of these pairs.
-
-    `action` is a row of `ACTIONS`, `caption` the number of the caption in force among the distinct ones, sorted.
+def state_table(path: Path, pairs: TrainingPairs) -> StateTable:
+    """The table at `path` if its records are these pairs, in order; else a new one.
 
     Raises:
         UserError: a full disk.
     """
-    table = _table_of(path, pairs)
-    table.records["suspicion"] = decided.suspicion
-    table.records["action"] = decided.action
-    table.records["caption"] = decided.caption_of
-    table.flush()
-
-
-def _table_of(path: Path, pairs: TrainingPairs) -> StateTable:
-    """The table at `path` if its records are these pairs, in order; else a new one."""
     if path.exists():
         with contextlib.suppress(UserError):  # damaged: written anew
             table = StateTable.open(path)
@@ -57,6 +46,17 @@ def _table_of(path: Path, pairs: TrainingPairs) -> StateTable:
             if known and np.array_equal(table.records["key"], hash_keys(pairs.keys)):
                 return table
     return StateTable.create(path, pairs.keys, **COLUMNS)
+
+
+def put_state(table: StateTable, decided: Decisions) -> None:
+    """Put what is decided of every pair, in the order of the table's records.
+
+    `action` is a row of `ACTIONS`, `caption` the number of the caption in force among the distinct ones, sorted.
+    """
+    table.records["suspicion"] = decided.suspicion
+    table.records["action"] = decided.action
+    table.records["caption"] = decided.caption_of
+    table.flush()
 
 
 def write_decisions(path: Path, decided: Decisions, pairs: TrainingPairs) -> None:

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from otcclip.data.atomic import write_json
 from otcclip.data.index import PairData, copy_skipped, open_pairs
 from otcclip.data.manifest import read_manifest
 from otcclip.data.readers import ReadOptions
+from otcclip.data.state import StateTable
 from otcclip.defenses.base import Defense, FineTuner, TrainingPairs, trusted_mask
 from otcclip.errors import UserError
 from otcclip.models import TwoTower, create_two_tower, save_open_clip
@@ -32,7 +34,7 @@ from otcclip.training.checkpoint import LAST, load_state, restore_run, save_run,
 from otcclip.training.distributed import World, join, leave
 from otcclip.training.evaluate import EvalSpec, evaluate_model
 from otcclip.training.loop import TrainConfig, Trainer
-from otcclip.training.pair_state import contents, put_state, write_decisions
+from otcclip.training.pair_state import contents, put_state, state_table, write_decisions
 from otcclip.training.speed import checkpoint_activations, compile_towers
 from otcclip.training.train_spec import TrainSpec
 from otcclip.training.writers import Writers
@@ -83,7 +85,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self._saved = time.monotonic()
         if state is not None:
-            self.history = restore_run(self.folder / LAST, self.trainer, state)
+            self.history = restore_run(self._resumed, self.trainer, state)
 
     def go(self) -> dict[str, Any]:
         if self.world.is_first:
@@ -97,7 +99,7 @@ class _Run:
                 if self.world.is_first:
                     line |= self._evaluate(report.epoch)
                     writers.write(line)
-                    put_state(self.folder / "pairs.state", self.trainer.defense.decisions(self.pairs), self.pairs)
+                    put_state(self._state_table, self.trainer.defense.decisions(self.pairs))
                 self.history.append(line)
                 self._save()
                 self.world.barrier()  # or a long evaluation would look like a dead rank
@@ -142,12 +144,11 @@ class _Run:
 
     def _checkpoint(self) -> dict[str, Any] | None:
         """The state to take up, or None for a new run."""
-        last = self.folder / LAST
         if self.spec.resume is None:
-            if last.exists() or (self.folder / "result.json").exists():
+            if (self.folder / LAST).exists() or (self.folder / "result.json").exists():
                 raise UserError(f"{self.folder} holds a run: --resume latest goes on with it; or take another --name")
             return None
-        path = last if self.spec.resume == "latest" else Path(self.spec.resume)
+        path = self._resumed
         if not path.exists():
             if self.spec.resume == "latest":
                 return None  # cut off before its first checkpoint: the same command starts it
@@ -163,13 +164,22 @@ class _Run:
             raise UserError(f"{path}: made with {name} {was.get(name)!r}, now it is {now[name]!r}; use another --name")
         return state
 
+    @cached_property
+    def _state_table(self) -> StateTable:
+        return state_table(self.folder / "pairs.state", self.pairs)
+
+    @property
+    def _resumed(self) -> Path:
+        """The checkpoint that `--resume` means."""
+        return self.folder / LAST if self.spec.resume in (None, "latest") else Path(self.spec.resume)
+
     def _check_pairs(self, state: dict[str, Any] | None) -> None:
         """What a checkpoint knows of row i must be of the pair that is row i now."""
         if state is None or state.get("pairs") == self._contents:
             return
         was = str(state.get("pairs", "unknown")).split(":")[0]
         raise UserError(
-            f"{self.spec.resume}: made with other pairs (then {was}, now {len(self.pairs)}, or with other captions); "
+            f"{self._resumed}: made with other pairs (then {was}, now {len(self.pairs)}, or with other captions); "
             "use another --name"
         )
 

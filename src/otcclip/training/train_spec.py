@@ -10,7 +10,7 @@ from typing import Any
 from otcclip import __version__
 
 # What may differ between a run and the one that takes it up again: where it reads and writes, how fast it goes, who
-# watches. The pairs themselves must agree (`run.contents`), wherever they lie and however they are sharded.
+# watches. The pairs themselves must agree (`pair_state.contents`), wherever they lie and however they are sharded.
 FREE = (
     *("train_data", "dataset_type", "csv_img_key", "csv_caption_key", "csv_separator", "image_root", "limit"),
     *("logs", "name", "report_to", "resume", "save_seconds", "device", "threads", "workers", "decoded_gib", "max_bad"),

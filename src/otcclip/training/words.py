@@ -1,7 +1,7 @@
 """The words that training captions use, as a parameter of their own.
 
 A token embedding has a row for each of 49,408 tokens, a corpus uses some thousands of them, and a dense gradient makes
-every step fill, measure, scale and update all: a twelfth of a step of the tiny model, and 50 MB of moments that are
+every step fill, measure, scale and update all: much of a step of the tiny model, and 50 MB of moments that are
 zero in every checkpoint. Here the lookup's gradient is sparse and the optimiser sees the rows in use alone.
 
 Rows that no training caption uses stay as they are: they have no gradient, and are not decayed either. So a
