@@ -28,7 +28,7 @@ from otcclip.models import create_two_tower, load_two_tower
 from otcclip.training import run as run_module
 from otcclip.training.checkpoint import load_state
 from otcclip.training.judge import png
-from otcclip.training.pair_state import put_state, state_table
+from otcclip.training.pair_state import contents, put_state, state_table
 from otcclip.training.run import train
 from otcclip.training.train_spec import TrainSpec
 
@@ -222,6 +222,17 @@ def test_the_state_of_pairs_can_be_looked_up_by_key(run: Path) -> None:
     assert [ACTIONS[a] for a in found["action"]] == decided["action"].to_pylist()[::-1]
     said = sorted(set(decided["caption"].to_pylist()))
     assert [said[c] for c in found["caption"]] == decided["caption"].to_pylist()[::-1]
+
+
+def test_pairs_are_known_by_their_keys_their_captions_and_which_has_which(make_store: Callable[..., PairStore]) -> None:
+    model = create_two_tower("otcclip-tiny", seed=0)
+    pairs = training_pairs(make_store(8, 4).without_labels(), model)
+    others = (
+        replace(pairs, keys=("another", *pairs.keys[1:])),
+        replace(pairs, captions=("another", *pairs.captions[1:])),
+        replace(pairs, caption_of=pairs.caption_of.flip(0)),
+    )
+    assert len({contents(one) for one in (pairs, replace(pairs, keys=tuple(pairs.keys)), *others)}) == 4
 
 
 def test_a_table_of_other_pairs_or_a_damaged_one_is_written_anew(
