@@ -1,11 +1,12 @@
 """Search side by side: `nearest` against brute force, against one GEMM over pooled vectors, and faiss.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/transport_search.py [--million FOLDER] [--json] [--plot PNG]
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/transport_search.py [--million FOLDER] [--run FOLDER] [--json] [--plot P]
 
 Every caption of a pool has a centre of its own; its tokens, and the patches of the image it belongs to, scatter
 about it: `cos` is the mean cosine of a vector to its centre. "Strong" features have .89, "weak" ones .5 with 64
 centres for all, so that nothing stands out. --million makes a pool of 1e6 captions in FOLDER (4 GB of bfloat16,
-memory-mapped) and follows cost over its first 1e3, 1e4, 1e5 and all.
+memory-mapped) and follows cost over its first 1e3, 1e4, 1e5 and all. --run takes the towers of a finished run of the
+demo: queries are test images, the pool the emoji's names and pairs of names ("A with B").
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from otcclip.data.emoji_load import load_emoji
+from otcclip.models import load_two_tower
+from otcclip.models.encode import encode_captions, encode_images
+from otcclip.training.experiment import RunSpec
 from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest
 from transport import features, in_turn, lengths
 
@@ -71,6 +76,39 @@ def ten_thousand(strong: bool, m: int = 10_000) -> dict[str, float]:
     )
     result["certified, share"] = float(found.certified.double().mean())
     result["solved a query"] = float(found.solved.double().mean())
+    return result
+
+
+def of_a_run(folder: Path, corpus: str, m: int) -> dict[str, float]:
+    """ms a query over m captions with a trained tower's features; how tightly its sets hang together."""
+    model = load_two_tower(folder, RunSpec.model).eval()
+    split = load_emoji(corpus, model.image_size)
+    images = torch.from_numpy(split.test.images).permute(0, 3, 1, 2)
+    seen = encode_images(model, images, rows=torch.arange(0, len(images), len(images) // QUERIES)[:QUERIES])
+    pair = torch.randint(len(split.names), (m, 2), generator=torch.Generator().manual_seed(7))
+    made = [f"{split.names[a]} with {split.names[b]}" for a, b in pair.tolist()]
+    said = encode_captions(model, model.tokenize([*split.names, *made][:m]))
+    x, y, towers = seen.local, said.local, (seen.pooled, said.pooled)
+    found = nearest(x, y, validate=False)
+    brute = all_costs(x, y, validate=False).value
+    work: dict[str, Callable[[], object]] = {
+        "exact": lambda: nearest(x, y, validate=False),
+        "brute force": lambda: all_costs(x, y, validate=False).value.min(1),
+        f"top {SCREEN}": lambda: nearest(x, y, screen=SCREEN, validate=False),
+    }
+    result = {name: 1e3 * took / QUERIES for name, took in in_turn(work, 3).items()}
+    screened = nearest(x, y, screen=SCREEN, validate=False)
+    result["same argmin, share"] = float(
+        (brute.gather(1, found.index)[:, 0] <= brute.min(1).values + 2e-6).double().mean()
+    )
+    result["certified, exact"] = float(found.certified.double().mean())
+    result["certified, top 128"] = float(screened.certified.double().mean())
+    result["recall@1, top 128"] = float((screened.index == found.index).double().mean())
+    pooled = nearest(x, y, screen=SCREEN, pooled_queries=towers[0], pooled_pool=towers[1], validate=False)
+    result["recall@1, top 128, towers' pooled"] = float((pooled.index == found.index).double().mean())
+    result["solved, exact"] = float(found.solved.double().mean())
+    result["cos to the centre, patches"] = float(Summary.of(x).length.mean())
+    result["cos to the centre, tokens"] = float(Summary.of(y).length.mean())
     return result
 
 
@@ -189,6 +227,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--million", type=Path, metavar="FOLDER", help="where the pool of 1e6 captions is or goes")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a finished run of the demo: its towers' features")
+    parser.add_argument("--corpus", default="corpora/emoji", help="with --run")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="with --million: where to draw cost against size")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -202,6 +242,9 @@ def main() -> None:
         result["faiss, 100,000"] = against_faiss(options.million, 100_000)
         if options.plot:
             plot(result, options.plot)
+    if options.run:
+        for m in (1_000, 10_000, 100_000):
+            result[f"ms a query, {m:,} captions, towers of {options.run}"] = of_a_run(options.run, options.corpus, m)
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
         return

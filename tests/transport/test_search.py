@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest, save, search, tiles
+from otcclip.transport.solve import bounds
 
 fast = settings(max_examples=25, deadline=None)
 
@@ -21,6 +22,12 @@ def clustered(n, sizes, seed, spread=0.5, dim=8):
         values = about + spread * torch.randn(size, dim, generator=generator)
         parts.append(torch.nn.functional.normalize(values, dim=1))
     return FeatureSets.from_list(parts)
+
+
+def unequal(sets, seed):
+    """The sets with unequal weights that sum to one."""
+    mass = torch.rand(len(sets.values), generator=torch.Generator().manual_seed(seed)) + 0.01
+    return sets.weighted(torch.cat([part / part.sum() for part in mass.split(sets.sizes.tolist())]))
 
 
 def assert_is_brute_force(found, queries, pool, k, **kwargs):
@@ -114,6 +121,56 @@ def test_pooled_bound_is_below_every_iterate(seed, spread, epsilon, iterations):
     means = (s.direction * s.length[:, None] for s in (mine, theirs))
     bound = 1 - torch.matmul(next(means), next(means).T) - theirs.reach(epsilon)
     assert (bound <= all_costs(queries, pool, epsilon=epsilon, iterations=iterations).value + 2e-6).all()
+
+
+@fast
+@given(
+    st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 3.0]), st.sampled_from([0.01, 0.05, 0.5]), st.integers(1, 3),
+    st.sampled_from(["torch", "numba"]), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_half_step_is_the_first_potential_and_below_every_iterate(
+    seed, spread, epsilon, iterations, backend, listed, weighted
+):
+    queries, pool = clustered(7, [9, 1, 33, 16], seed, spread), clustered(60, [1, 5, 30, 16], seed + 1, spread)
+    if weighted:
+        queries, pool = (unequal(sets, seed) for sets in (queries, pool))
+    pairs = (torch.arange(420) // 60, torch.arange(420) % 60) if listed else None
+    found = bounds(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs).view(7, 60)
+    a, b = queries.shares(torch.float64), pool.shares(torch.float64)
+    similarity = queries.values.double() @ pool.values.double().T
+    for i, j in ((0, 0), (2, 2), (5, 30), (6, 59)):
+        rows = slice(*queries.offsets[i : i + 2].tolist())
+        columns = slice(*pool.offsets[j : j + 2].tolist())
+        f = -epsilon * torch.logsumexp((similarity[rows, columns] - 1) / epsilon + b[columns].log(), dim=1)
+        assert abs(float(a[rows] @ f - found[i, j])) < 2e-6
+    assert (found <= all_costs(queries, pool, epsilon=epsilon, iterations=iterations).value + 2e-6).all()
+    rough = bounds(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs, gemm_dtype=torch.bfloat16).view(7, 60)
+    assert (rough - found).abs().max() < search._HALF_SLACK
+
+
+def test_half_step_in_float64_and_of_a_pool_in_bfloat16():
+    queries, pool = clustered(3, [9], 1), clustered(20, [5], 2)
+    exact = bounds(queries.to(torch.float64), pool.to(torch.float64), epsilon=0.1)
+    assert exact.dtype == torch.float64
+    assert torch.allclose(exact.float(), bounds(queries, pool, epsilon=0.1), atol=2e-6)
+    half = bounds(queries, pool.to(torch.bfloat16), epsilon=0.1)
+    assert half.dtype == torch.float32 and (half - exact).abs().max() < search._HALF_SLACK
+
+
+def test_half_step_leaves_little_to_iterate(monkeypatch):
+    """Where the pooled bound says nothing, few pairs see an iteration at all."""
+    iterated = []
+    monkeypatch.setattr(search, "all_costs", lambda *args, **kwargs: iterated.append(1))
+    whole = search.pair_costs
+
+    def counted(*args, **kwargs):
+        iterated.extend([1] * len(kwargs["pairs"][0]))
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(search, "pair_costs", counted)
+    queries, pool = clustered(8, [9], 3, 1.0, 32), clustered(1000, [5], 4, 1.0, 32)
+    found = nearest(queries, pool)
+    assert found.certified.all() and len(iterated) < 0.1 * 8 * 1000
 
 
 def test_summary_is_of_the_weighted_mean():

@@ -171,13 +171,16 @@ class FeatureSets:
         """The same sets with other shares of their mass, packed as `values` are."""
         return FeatureSets(self.values, self.offsets, weights)
 
-    def shares(self) -> Float[Tensor, " total"]:
-        """`weights` to sum exactly to 1, or the equal shares that None stands for; dtype and device of `values`."""
+    def shares(self, dtype: torch.dtype | None = None) -> Float[Tensor, " total"]:
+        """`weights` to sum exactly to 1, or the equal shares that None stands for; device of `values`, and its dtype
+        unless another is asked for."""
         sizes = self.sizes
         if self.weights is None:
-            return torch.repeat_interleave(1 / sizes.double(), sizes).to(self.values)
-        weights = self.weights.detach().cpu().double()
-        return (weights / torch.repeat_interleave(self._masses(weights), sizes)).to(self.values)
+            shares = torch.repeat_interleave(1 / sizes.double(), sizes)
+        else:
+            weights = self.weights.detach().cpu().double()
+            shares = weights / torch.repeat_interleave(self._masses(weights), sizes)
+        return shares.to(self.values.device, dtype or self.values.dtype)
 
     def _masses(self, weights: Tensor) -> Tensor:
         owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)

@@ -1,9 +1,10 @@
 """The nearest sets of a pool by OT_ε, without solving the whole pool.
 
-Four tiers, each dearer a pair than the one before. *Screen*: cosines of pooled vectors, one GEMM, name a few sets to
+Five tiers, each dearer a pair than the one before. *Screen*: cosines of pooled vectors, one GEMM, name a few sets to
 solve first, so that there is a value to beat. *Pooled bound* (`bounds`): the same kind of GEMM rules out what
-cannot beat it. *Dual bound*: a few Sinkhorn iterations give a dual value, which no later iterate falls below.
-*Solve*: what is left, to the full count.
+cannot beat it. *Half step*: the dual value after half an iteration, one GEMM over all vectors (in bfloat16 where the
+processor has it) and an exponential a cell. *Dual bound*: that of a few iterations, below which no later iterate
+falls. *Solve*: what is left, to the full count.
 
 What is ranked is the dual value at the full count, and neither bound is above it, so the answer is that of brute
 force. The pool streams through in stretches: beyond its features (and their summary, if kept) memory is one
@@ -22,7 +23,7 @@ from torch import Tensor
 from otcclip.transport.bounds import Summary, cosine_needed
 from otcclip.transport.gradient import full_precision
 from otcclip.transport.problem import FeatureSets
-from otcclip.transport.solve import Backend, all_costs, check_operands, pair_costs, settings
+from otcclip.transport.solve import Backend, all_costs, bounds, check_operands, pair_costs, settings
 
 # Iterations behind the dual bound: after 3 of them 1.5 of 100,000 candidates are left (TRANSPORT section 3).
 BOUND_ITERATIONS = 3
@@ -36,10 +37,12 @@ QUERIES = 256
 # Pool sets whose transport is bounded at a time, and the share of a block's pairs from which the whole block is.
 BLOCK = 512
 DENSE = 0.3
+# Below this ε exponentials of costs underflow, and the half step, done in logarithms, costs as much as it saves.
+HALF_FROM = 2.02 / 80
 # Numbers of a summary made on the way that are kept for the second pass (64 MB); past them it is made again.
 KEPT = 1 << 24
-# Room for float32 rounding between a bound and a value.
-_SLACK = 1e-5
+# Room for float32 rounding between a bound and a value, and for scores made by a bfloat16 GEMM.
+_SLACK, _HALF_SLACK = 1e-5, 0.006
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class _Search:
         self.queries, self.pool, self.summary, self.epsilon = queries, pool, summary, epsilon
         self.iterations, self.backend = iterations, backend
         self.kept = kept
+        self.half_dtype = _half_dtype(queries.values, pool.values)
         self.peaks: dict[int, Tensor] = {}  # by stretch: each query's largest cosine in it
         self.means = Summary.of(queries)
         n, device = len(queries), queries.values.device
@@ -175,21 +179,26 @@ class _Search:
             return certified
         for start in range(0, len(self.pool), STRETCH):
             stop = min(start + STRETCH, len(self.pool))
-            query, candidate = self._rivals(start, self.summarised(start, stop))
+            # A query that has lost its certificate needs no further look.
+            open_ = certified.nonzero()[:, 0]
+            if not len(open_):
+                break
+            query, candidate = self._rivals(start, self.summarised(start, stop), open_)
             if only_certify:
                 certified[query] = False
             elif len(query):
                 self._bound(query, candidate, start, stop)
         return certified
 
-    def _rivals(self, start: int, some: Summary) -> tuple[Tensor, Tensor]:
-        """Pairs (query, pool position) of a stretch that the pooled bound does not rule out, seeds aside."""
+    def _rivals(self, start: int, some: Summary, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs (query, pool position) of a stretch that the pooled bound does not rule out, seeds aside, for the
+        queries `row`."""
         target = self.value[:, -1] + _SLACK
         reach = some.reach(self.epsilon)
         needed = cosine_needed(self.means, some, reach, target.float())
         peak = self.peaks.get(start)
         # Where the screen has seen these very cosines, their largest says for most queries that none will do.
-        row = torch.arange(len(needed), device=needed.device) if peak is None else (peak >= needed).nonzero()[:, 0]
+        row = row if peak is None else row[(peak >= needed)[row]]
         cosine = (self.means.direction[row].to(some.direction.dtype) @ some.direction.T).float()
         query, column = (cosine >= needed[row, None]).nonzero(as_tuple=True)
         cosine, query = cosine[query, column], row[query]
@@ -201,7 +210,7 @@ class _Search:
         return query[fresh], column[fresh] + start
 
     def _bound(self, query: Tensor, candidate: Tensor, start: int, stop: int) -> None:
-        """The dual bound, a block of the pool at a time, and the solve of what it leaves."""
+        """Half step and dual bound, a block of the pool at a time, and the solve of what they leave."""
         first = min(BOUND_ITERATIONS, self.iterations)
         how = _Options(epsilon=self.epsilon, iterations=first, backend=self.backend, validate=False)
         order = candidate.argsort(stable=True)
@@ -213,11 +222,34 @@ class _Search:
             if not len(i):
                 continue
             some = self.pool.stretch(low, high)
-            if len(i) >= DENSE * len(self.queries) * len(some):
+            if self.epsilon >= HALF_FROM:
+                i, j = self._half_step(i, j, some)
+                if not len(i):
+                    continue
+            if self._is_dense(i, some):
                 bound = all_costs(self.queries, some, **how).value[i, j]
             else:
                 bound = pair_costs(self.queries, some, pairs=(i, j), **how).value
             self._solve_contenders(i, j, bound, some, torch.arange(low, high, device=i.device))
+
+    def _is_dense(self, query: Tensor, some: FeatureSets) -> bool:
+        return len(query) >= DENSE * len(self.queries) * len(some)
+
+    def _half_step(self, query: Tensor, local: Tensor, some: FeatureSets) -> tuple[Tensor, Tensor]:
+        """Those of the pairs whose dual value after half an iteration is below the value to beat."""
+        dense = self._is_dense(query, some)
+        bound = bounds(
+            self.queries,
+            some,
+            epsilon=self.epsilon,
+            backend=self.backend,
+            pairs=None if dense else (query, local),
+            gemm_dtype=self.half_dtype,
+        )
+        bound = bound[query, local] if dense else bound
+        slack = _SLACK if self.half_dtype is None else _HALF_SLACK
+        keep = bound <= self.value[query, -1] + slack
+        return query[keep], local[keep]
 
     def _solve_contenders(
         self, query: Tensor, local: Tensor, bound: Tensor, some: FeatureSets, position: Tensor
@@ -255,6 +287,14 @@ class _Search:
         k = self.value.shape[1]
         self.value[touched] = value[:, :k]
         self.index[touched] = index.gather(1, order)[:, :k]
+
+
+def _half_dtype(queries: Tensor, pool: Tensor) -> torch.dtype | None:
+    """bfloat16 where its GEMM is the faster one, else the dtype that is solved in."""
+    if torch.float64 in (queries.dtype, pool.dtype):
+        return None
+    fast = queries.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if fast else None
 
 
 def _check_pooled(

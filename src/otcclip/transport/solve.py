@@ -129,6 +129,28 @@ def all_costs(
     return AllCosts(*_costs(x, y, None, how, backend))
 
 
+@torch.no_grad()
+def bounds(
+    x: FeatureSets,
+    y: FeatureSets,
+    *,
+    epsilon: float,
+    backend: Backend = "auto",
+    pairs: tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]] | None = None,
+    gemm_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Lower bounds of what `all_costs` (or `pair_costs` of `pairs`) gives as entropic value at any count of iterations.
+
+    The dual value after the first half of an iteration: one GEMM and one exponential a cell, no iterations. Nothing is
+    validated. Values already in `gemm_dtype` are used as they are.
+    """
+    dtype = torch.promote_types(torch.promote_types(x.values.dtype, y.values.dtype), torch.float32)
+    problem = Problem(x, y, x.shares(dtype), y.shares(dtype), pairs)
+    how = Settings(epsilon, 1, gemm_dtype=gemm_dtype)
+    left, right = (sets.values.detach().to(gemm_dtype or dtype) for sets in (x, y))
+    return choose(backend, x.values.device, dtype).bound(left, right, problem, how)
+
+
 def plan(
     x: FeatureSets,
     y: FeatureSets,

@@ -56,7 +56,8 @@ class Solved:
 
 
 class Backend(Protocol):
-    """`solve` gives the values; `pull` the gradients of Σ grad·value in the vectors of x and of y."""
+    """`solve` gives the values; `pull` the gradients of Σ grad·value in the vectors of x and of y; `bound` a lower
+    bound of the values at a fraction of the time."""
 
     def solve(self, x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> Solved:
         """Values `x [X, d]`, `y [Y, d]`, packed as the problem says; `keep` if `pull` will follow."""
@@ -66,4 +67,8 @@ class Backend(Protocol):
         self, x: Tensor, y: Tensor, problem: Problem, how: Settings, saved: Any, grad: Tensor, need: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients `[X, d]`, `[Y, d]`, None where not needed; `saved` is from `solve`."""
+        ...
+
+    def bound(self, x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+        """The dual value after the first half of an iteration, Σ_i a_i f_i with f_i = −ε log Σ_j b_j exp(−C_ij/ε)."""
         ...

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from otcclip.transport.backends import torch as portable
 from otcclip.transport.backends.base import Problem, Settings, Solved
-from otcclip.transport.backends.pairs import pull_pairs, solve_pairs
+from otcclip.transport.backends.pairs import bound_pairs, pull_pairs, solve_pairs
 from otcclip.transport.backends.simd import LANES
 
 Ints = NDArray[np.int64]
@@ -129,6 +129,24 @@ def pull(
             else:
                 grad_y.index_add_(0, tile.y_rows, into_y)
     return grad_x, grad_y
+
+
+def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    """See `Backend.bound`."""
+    if how.epsilon < STABLE_BELOW or _only_portable(problem, how, False):
+        return portable.bound(x, y, problem, how)
+    value = torch.empty(problem.shape)
+    shares = problem.a.numpy(), problem.b.numpy()
+    for tile in _tiles(problem):
+        s = _scores(x, y[tile.y_rows], tile, how)
+        out = np.empty(len(tile.where[0]), np.float32)
+
+        def work(part: slice, tile: _Tile = tile, s: Tensor = s, out: Floats = out) -> None:
+            bound_pairs(s.numpy(), tile.part(part), shares, how.epsilon, out[part])
+
+        _spread(work, len(out))
+        value[tile.place] = torch.from_numpy(out).view(value[tile.place].shape)
+    return value
 
 
 def _only_portable(problem: Problem, how: Settings, keep: bool) -> bool:

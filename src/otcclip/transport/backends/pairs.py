@@ -1,6 +1,6 @@
 """Sinkhorn on a list of pairs, one pair at a time from exponential to value: the loops behind `backends.numba`.
 
-Inner functions are compiled into the two entries at the end, and only those are cached on disk. numba checks
+Inner functions are compiled into the three entries at the end, and only those are cached on disk. numba checks
 a cached function against its own file alone, so the entries close over a digest of every source they are
 made from.
 """
@@ -18,7 +18,7 @@ from numba import njit
 
 from otcclip.transport.backends import anderson, kernels, simd
 from otcclip.transport.backends.kernels import LANES, ROWS, absorb, copy, dot, inside, jit, row_error, sweep
-from otcclip.transport.backends.simd import div, exp, load, log, splat, store, sub
+from otcclip.transport.backends.simd import div, exp, load, log, splat, spread, store, sub, total
 
 # Plain iterations before acceleration: most pairs are done by then, and the linear model begins to hold.
 PATIENCE = 8
@@ -201,8 +201,30 @@ def _pull(s, where, shares, epsilon, potentials, gradient):
                         s[start + whole + i] = row[i]
 
 
+@jit
+def _bound(s, where, shares, epsilon, value):
+    at, ld, p, t, a_at, b_at, _, _ = where
+    a, b = shares
+    one, inverse = splat(np.float32(1.0)), splat(np.float32(1.0 / epsilon))
+    tail = np.zeros(LANES, np.float32)
+    for k in range(len(at)):
+        whole = p[k] // LANES * LANES
+        f = splat(np.float32(0.0))
+        for q in range(0, p[k], LANES):
+            mass = splat(np.float32(0.0))
+            for r in range(t[k]):
+                score = load(s, at[k] + r * ld[k] + q)
+                mass = simd.fma(exp(simd.mul(sub(score, one), inverse)), spread(b, b_at[k] + r), mass)
+            if q < whole:
+                f = simd.fma(log(mass), load(a, a_at[k] + q), f)
+            else:  # lanes past p hold what lies beside, with no weight
+                _gather(tail, a, a_at[k] + q, p[k] - q, LANES)
+                f = simd.fma(log(mass), load(tail, 0), f)
+        value[k] = -epsilon * total(f)
+
+
 def _entries(digest):
-    """The two compiled entries, cached under `digest`."""
+    """The three compiled entries, cached under `digest`."""
     cached = njit(cache=True, nogil=True, error_model="numpy")
 
     @cached
@@ -223,7 +245,13 @@ def _entries(digest):
         if digest:
             _pull(s, where, shares, epsilon, potentials, gradient)
 
-    return solve_pairs, pull_pairs
+    @cached
+    def bound_pairs(s, where, shares, epsilon, value):
+        """The dual value of every pair after half an iteration: x's potential, y's at zero."""
+        if digest:
+            _bound(s, where, shares, epsilon, value)
+
+    return solve_pairs, pull_pairs, bound_pairs
 
 
 def _digest() -> int:
@@ -231,4 +259,4 @@ def _digest() -> int:
     return zlib.crc32(b"".join(source.read_bytes() for source in sources)) or 1
 
 
-solve_pairs, pull_pairs = _entries(_digest())
+solve_pairs, pull_pairs, bound_pairs = _entries(_digest())

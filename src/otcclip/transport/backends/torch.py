@@ -80,6 +80,19 @@ def pull(
     return grad_x, grad_y
 
 
+def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    """See `Backend.bound`."""
+    value = torch.empty(problem.shape, dtype=problem.a.dtype, device=x.device)
+    for strip in strips(problem):
+        x_kpd = x[strip.x.rows]
+        for block in strip.ys:
+            a, b = strip.weights(block)
+            s = as_batch(scores(x_kpd, y[block.rows], strip.paired, how.gemm_dtype)).to(value.dtype)
+            f = -how.epsilon * torch.logsumexp((s - 1) / how.epsilon + b.log()[:, None], dim=2)
+            _place(value, (a * f).sum(1), strip, block)
+    return value
+
+
 def _place(out: Tensor, value: Tensor, strip: Strip, y: Block) -> None:
     """Write a tile's answers `[B]` where they belong in `out`, `[n]` or `[n, m]`."""
     if strip.paired:

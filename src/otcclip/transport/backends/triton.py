@@ -139,6 +139,11 @@ def pull(
     return portable.pull(x, y, problem, how, saved, grad, need)
 
 
+def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    """See `Backend.bound`; by torch, which does a GEMM and a pass of exponentials as well as anybody."""
+    return portable.bound(x, y, problem, how)
+
+
 def _index(problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.pairs is not None:
         return problem.pairs
