@@ -49,6 +49,28 @@ def test_two_images_of_one_caption_win_together() -> None:
     assert float(loss) == pytest.approx((to_text + to_image) / 2, abs=1e-12)
 
 
+def test_a_target_that_only_the_own_caption_hits_is_none() -> None:
+    image, text, scale = unit(7, 5, 0), unit(4, 5, 1), torch.tensor(7.0)
+    caption = torch.tensor([0, 1, 1, 2, 3, 3, 3])
+    hard = clip_loss(image, text, caption, scale)
+    torch.testing.assert_close(clip_loss(image, text, caption, scale, torch.eye(4, dtype=torch.float64)), hard)
+
+
+def test_a_soft_target_is_the_mean_over_what_it_says() -> None:
+    image, text, scale = unit(6, 5, 0), unit(3, 5, 1), 7.0
+    caption = [0, 1, 1, 2, 2, 2]
+    target = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.8, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    weight = (scale * image @ text.T).exp()
+    expected = 0.0
+    for i, c in enumerate(caption):
+        for other in range(3):
+            to_text = weight[i, other] / weight[i].sum()
+            to_image = weight[[j for j in range(6) if caption[j] == other], other].sum() / weight[:, other].sum()
+            expected -= float(target[c, other] * (to_text.log() + to_image.log())) / 2 / 6
+    ours = clip_loss(image, text, torch.tensor(caption), torch.tensor(scale), target)
+    assert float(ours) == pytest.approx(expected, abs=1e-12)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=8), st.randoms(use_true_random=False))
 def test_order_of_pairs_and_of_captions_does_not_matter(caption: list[int], shuffle: object) -> None:

@@ -23,8 +23,10 @@ from otcclip.defenses.base import (
     TrainingPairs,
     training_pairs,
 )
+from otcclip.defenses.losses import clip_loss
 from otcclip.errors import UserError
 from otcclip.evidence.belief import Belief
+from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure
 from otcclip.evidence.votes import share_without
@@ -419,10 +421,31 @@ def test_the_loss_is_the_sum_of_its_terms(corpus: Corpus, model: TwoTower) -> No
         step = defense.step(batch_of(corpus.pairs, [3, 4, 5, 6], [0, 1, 2, 2], views=2), model)
     assert set(step.terms) == {"clip", "ot", "views"}
     torch.testing.assert_close(step.loss, step.terms["clip"] + 0.3 * step.terms["ot"] + 0.7 * step.terms["views"])
+    without = OTCClip(lambda_ot=0.0)
+    ask(without, 0, model, corpus.pairs)
     with torch.no_grad():
-        plain = OTCClip(lambda_ot=0.0).step(batch_of(corpus.pairs, [3, 4, 5, 6], [0, 1, 2, 2]), model)
+        plain = without.step(batch_of(corpus.pairs, [3, 4, 5, 6], [0, 1, 2, 2]), model)
     assert set(plain.terms) == {"clip"}
     torch.testing.assert_close(plain.loss, step.terms["clip"])
+
+
+def test_a_caption_that_says_nearly_the_same_is_nearly_right(corpus: Corpus, model: TwoTower) -> None:
+    defense = OTCClip(lambda_ot=0.0)
+    ask(defense, 0, model, corpus.pairs)
+    rows = list(range(0, 256, 16))
+    own = corpus.pairs.caption_of[rows]
+    unique, caption = own.unique(return_inverse=True)
+    agreement = torch.from_numpy(caption_agreement(corpus.pairs.tokens))[unique][:, unique]
+    weight = agreement.square().fill_diagonal_(1.0)
+    target = weight / weight.sum(dim=1, keepdim=True)
+    assert 0 < float(target.diagonal().min()) < 1  # some captions here share words
+    batch = batch_of(corpus.pairs, rows, caption.tolist())
+    batch = replace(batch, tokens=corpus.pairs.tokens[unique])
+    with torch.no_grad():
+        image, text = model.image(batch.images[0]).pooled, model.text(batch.tokens).pooled
+        expected = clip_loss(image, text, caption, model.logit_scale, target)
+        torch.testing.assert_close(defense.step(batch, model).loss, expected)
+        assert abs(float(expected - clip_loss(image, text, caption, model.logit_scale))) > 1e-4
 
 
 def test_transport_teaches_the_local_head(corpus: Corpus) -> None:

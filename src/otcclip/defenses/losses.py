@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 def clip_loss(
-    image: Float[Tensor, "b d"], text: Float[Tensor, "u d"], caption: Int[Tensor, " b"], scale: Tensor
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "u d"],
+    caption: Int[Tensor, " b"],
+    scale: Tensor,
+    target: Float[Tensor, "u u"] | None = None,
 ) -> Tensor:
     """Multi-positive symmetric InfoNCE (Radford et al. 2021, figure 3) over distinct captions.
 
@@ -25,16 +29,19 @@ def clip_loss(
         image, text: unit vectors.
         caption: the row of `text` that belongs to each image.
         scale: inverse temperature.
+        target: how right each caption is where another one belongs; row `c`, which sums to one, is the distribution
+            that stands for caption `c` in both directions. None: only a caption itself is right.
 
     Returns:
         A scalar.
     """
     logits = scale * image @ text.T
-    to_text = F.cross_entropy(logits, caption)
+    to_text = F.cross_entropy(logits, caption if target is None else target[caption])
     positive = caption[:, None] == torch.arange(len(text), device=text.device)
     own = torch.logsumexp(logits.masked_fill(~positive, float("-inf")), dim=0)
-    to_image = (torch.logsumexp(logits, dim=0) - own)[caption].mean()
-    return (to_text + to_image) / 2
+    missed = torch.logsumexp(logits, dim=0) - own
+    to_image = missed[caption] if target is None else (target[caption] * missed).sum(dim=1)
+    return (to_text + to_image.mean()) / 2
 
 
 def view_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], temperature: float) -> Tensor:

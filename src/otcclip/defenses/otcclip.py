@@ -17,7 +17,8 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
    over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
    in sight.
-4. Loss: CLIP over distinct captions + LAMBDA_OT x contrastive alignment on -OT between patches and tokens
+4. Loss: CLIP over distinct captions, where what says nearly the same is nearly right (`trust.family`, in shares, in
+   place of a single right answer) + LAMBDA_OT x contrastive alignment on -OT between patches and tokens
    (+ LAMBDA_VIEW x view agreement, in which images held back take part; off by default, it did not pay).
 """
 
@@ -44,9 +45,11 @@ from otcclip.defenses.base import (
     spread,
 )
 from otcclip.defenses.losses import clip_loss, view_loss
+from otcclip.defenses.pool import caption_ids
 from otcclip.errors import UserError
 from otcclip.evidence.belief import Belief
 from otcclip.evidence.matching import own_share
+from otcclip.evidence.trust import family
 from otcclip.evidence.views import JUDGING_VIEWS
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import Features, TwoTower
@@ -158,7 +161,7 @@ class OTCClip:
             return Step(within, {"views": within.detach()})
         text = model.text(batch.tokens)
         spoken, caption = _with_caption(image, batch.caption)
-        loss = clip_loss(spoken.pooled, text.pooled, caption, model.logit_scale)
+        loss = clip_loss(spoken.pooled, text.pooled, caption, model.logit_scale, self._nearly_right(batch))
         terms = {"clip": loss.detach()}
         if self.lambda_view > 0:
             view = model.image(batch.images[1])
@@ -170,6 +173,17 @@ class OTCClip:
             loss = loss + self.lambda_ot * aligned
             terms["ot"] = aligned.detach()
         return Step(loss, terms)
+
+    def _nearly_right(self, batch: PairBatch) -> Tensor | None:
+        """`[u, u]`: the target that stands for each of the batch's captions is its family, in shares.
+
+        None where nothing has been gathered: a step without an epoch knows captions by number alone.
+        """
+        if self._belief is None:
+            return None
+        captions = caption_ids(batch, self._caption)
+        weight = family(self._belief.agreement[captions][:, captions])
+        return (weight / weight.sum(dim=1, keepdim=True)).to(batch.tokens.device)
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         if self._belief is None:

@@ -46,14 +46,14 @@ def believed(p: Tensor, caption_of: Tensor, agreement: Tensor, alpha: float) -> 
     Returns:
         `[n]` bool. Who is believed at `alpha` is believed at any larger one.
     """
-    weight = _family(agreement)
-    family = weight @ torch.bincount(caption_of, minlength=len(agreement)).to(weight)
+    weight = family(agreement)
+    sizes = weight @ torch.bincount(caption_of, minlength=len(agreement)).to(weight)
     found = torch.zeros(len(agreement), 1)
     threshold = torch.full((len(agreement),), -1.0)
     order = p.argsort(stable=True)
     for rows in order.split(BLOCK):
         counts = weight[:, caption_of[rows]].cumsum(dim=1) + found
-        within = p[rows] * family[:, None] <= alpha * counts
+        within = p[rows] * sizes[:, None] <= alpha * counts
         best = torch.where(within, p[rows], torch.tensor(-1.0)).amax(dim=1)
         threshold = torch.maximum(threshold, best)
         found = counts[:, -1:]
@@ -98,8 +98,8 @@ def in_measure(candidates: Tensor, place: Tensor, p: Tensor, caption_of: Tensor,
         `[n]` bool, a subset of `candidates`.
     """
     counts = torch.bincount(caption_of, minlength=len(agreement))
-    family = _family(agreement)
-    sizes = family @ counts.to(family)
+    weight = family(agreement)
+    sizes = weight @ counts.to(weight)
     most = torch.quantile(counts[counts > 0].float(), USUAL)
     most_of_family = torch.quantile(sizes[counts > 0], USUAL)
     held, family_held = torch.zeros(len(counts)), torch.zeros(len(counts))
@@ -110,7 +110,7 @@ def in_measure(candidates: Tensor, place: Tensor, p: Tensor, caption_of: Tensor,
         caption = caption_of[i]
         if held[caption] + 1 <= most and family_held[caption] + 1 <= most_of_family:
             held[caption] += 1
-            family_held += family[caption]
+            family_held += weight[caption]
             out[i] = True
     return out
 
@@ -125,13 +125,14 @@ def usually_vouched(vouched: Tensor, caption_of: Tensor, agreement: Tensor) -> T
         `[u]` bool.
     """
     counts = torch.bincount(caption_of, minlength=len(agreement))
-    family = _family(agreement)
-    of_family = family @ torch.bincount(caption_of[vouched], minlength=len(agreement)).to(family)
+    weight = family(agreement)
+    of_family = weight @ torch.bincount(caption_of[vouched], minlength=len(agreement)).to(weight)
     return of_family <= torch.quantile(of_family[counts > 0], USUAL)
 
 
-def _family(agreement: Tensor) -> Tensor:
-    """`[u, u]` how much each caption counts in another's family."""
+def family(agreement: Tensor) -> Tensor:
+    """`[u, u]` how much each caption counts in another's family: agreement squared, so that a family is those who say
+    nearly the same."""
     weight = agreement.square()
     weight.fill_diagonal_(1.0)  # a caption without a real token agrees with itself all the same
     return weight
