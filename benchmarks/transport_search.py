@@ -1,6 +1,6 @@
 """Search side by side: `nearest` against brute force, against one GEMM over pooled vectors, and faiss.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/transport_search.py [--million FOLDER] [--run FOLDER] [--json] [--plot P]
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/transport_search.py [--million FOLDER] [--run FOLDER] [--json]
 
 Every caption of a pool has a centre of its own; its tokens, and the patches of the image it belongs to, scatter
 about it: `cos` is the mean cosine of a vector to its centre. "Strong" features have .89, "weak" ones .5 with 64
@@ -80,7 +80,7 @@ def ten_thousand(strong: bool, m: int = 10_000) -> dict[str, float]:
 
 
 def of_a_run(folder: Path, corpus: str, m: int) -> dict[str, float]:
-    """ms a query over m captions with a trained tower's features; how tightly its sets hang together."""
+    """ms a query over m captions with trained towers' features, summary made once; how tightly sets hang together."""
     model = load_two_tower(folder, RunSpec.model).eval()
     split = load_emoji(corpus, model.image_size)
     images = torch.from_numpy(split.test.images).permute(0, 3, 1, 2)
@@ -89,22 +89,23 @@ def of_a_run(folder: Path, corpus: str, m: int) -> dict[str, float]:
     made = [f"{split.names[a]} with {split.names[b]}" for a, b in pair.tolist()]
     said = encode_captions(model, model.tokenize([*split.names, *made][:m]))
     x, y, towers = seen.local, said.local, (seen.pooled, said.pooled)
-    found = nearest(x, y, validate=False)
+    how: dict[str, Any] = {"summary": Summary.of(y, torch.bfloat16), "validate": False}
+    found = nearest(x, y, **how)
     brute = all_costs(x, y, validate=False).value
     work: dict[str, Callable[[], object]] = {
-        "exact": lambda: nearest(x, y, validate=False),
+        "exact": lambda: nearest(x, y, **how),
         "brute force": lambda: all_costs(x, y, validate=False).value.min(1),
-        f"top {SCREEN}": lambda: nearest(x, y, screen=SCREEN, validate=False),
+        f"top {SCREEN}": lambda: nearest(x, y, screen=SCREEN, **how),
     }
     result = {name: 1e3 * took / QUERIES for name, took in in_turn(work, 3).items()}
-    screened = nearest(x, y, screen=SCREEN, validate=False)
+    screened = nearest(x, y, screen=SCREEN, **how)
     result["same argmin, share"] = float(
         (brute.gather(1, found.index)[:, 0] <= brute.min(1).values + 2e-6).double().mean()
     )
     result["certified, exact"] = float(found.certified.double().mean())
     result["certified, top 128"] = float(screened.certified.double().mean())
     result["recall@1, top 128"] = float((screened.index == found.index).double().mean())
-    pooled = nearest(x, y, screen=SCREEN, pooled_queries=towers[0], pooled_pool=towers[1], validate=False)
+    pooled = nearest(x, y, screen=SCREEN, pooled_queries=towers[0], pooled_pool=towers[1], **how)
     result["recall@1, top 128, towers' pooled"] = float((pooled.index == found.index).double().mean())
     result["solved, exact"] = float(found.solved.double().mean())
     result["cos to the centre, patches"] = float(Summary.of(x).length.mean())
