@@ -210,11 +210,13 @@ def plot(result: dict[str, dict[str, float]], path: Path) -> None:
 
     sizes = {name: int(name.split()[0].replace(",", "")) for name in result if name.endswith("captions")}
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for name in ("brute force", "exact", f"top {SCREEN}", "bf16 GEMM"):
+    colour = {"brute force": "C3", "exact": "C0", f"top {SCREEN}": "C1", "bf16 GEMM": "C7"}
+    for name in colour:
         points = [(m, result[row][name]) for row, m in sizes.items() if name in result[row]]
-        left.loglog(*zip(*points, strict=True), marker="o", label=name)
+        left.loglog(*zip(*points, strict=True), marker="o", color=colour[name], label=name)
     for name in ("exact", f"top {SCREEN}"):
-        right.loglog(list(sizes.values()), [result[row][f"solved, {name}"] for row in sizes], marker="o", label=name)
+        solved = [result[row][f"solved, {name}"] for row in sizes]
+        right.loglog(list(sizes.values()), solved, marker="o", color=colour[name], label=name)
     right.loglog(list(sizes.values()), list(sizes.values()), color="grey", linestyle=":", label="all pairs")
     left.set(xlabel="captions in the pool", ylabel="ms a query, one core")
     right.set(xlabel="captions in the pool", ylabel="pairs solved a query")
