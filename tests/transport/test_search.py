@@ -173,6 +173,21 @@ def test_half_step_leaves_little_to_iterate(monkeypatch):
     assert found.certified.all() and len(iterated) < 0.1 * 8 * 1000
 
 
+def test_a_lost_certificate_is_looked_at_no_more(monkeypatch):
+    monkeypatch.setattr(search, "STRETCH", 20)
+    asked = []
+    rivals = search._Search._rivals
+
+    def counted(self, start, some, row):
+        asked.append(len(row))
+        return rivals(self, start, some, row)
+
+    monkeypatch.setattr(search._Search, "_rivals", counted)
+    queries, pool = clustered(6, [9], 3, 3.0), clustered(200, [5], 4, 3.0)
+    assert not nearest(queries, pool, screen=3).certified.any()
+    assert asked[0] == 6 and sum(asked) < 4 * 6
+
+
 def test_summary_is_of_the_weighted_mean():
     pool = clustered(3, [5], 1)
     weights = torch.nn.functional.normalize(torch.rand(15, generator=torch.Generator().manual_seed(0)).view(3, 5), p=1)

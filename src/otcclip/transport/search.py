@@ -180,10 +180,10 @@ class _Search:
         for start in range(0, len(self.pool), STRETCH):
             stop = min(start + STRETCH, len(self.pool))
             # A query that has lost its certificate needs no further look.
-            open_ = certified.nonzero()[:, 0]
-            if not len(open_):
+            undecided = certified.nonzero()[:, 0]
+            if not len(undecided):
                 break
-            query, candidate = self._rivals(start, self.summarised(start, stop), open_)
+            query, candidate = self._rivals(start, self.summarised(start, stop), undecided)
             if only_certify:
                 certified[query] = False
             elif len(query):
