@@ -173,6 +173,17 @@ def test_half_step_leaves_little_to_iterate(monkeypatch):
     assert found.certified.all() and len(iterated) < 0.1 * 8 * 1000
 
 
+def test_rounding_to_bfloat16_never_drops_the_nearest(monkeypatch):
+    """A pool of near ties, single vectors: half a step is the value itself, and only the slack keeps the best."""
+    monkeypatch.setattr(search, "_half_dtype", lambda queries, pool: torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    middle = torch.nn.functional.normalize(torch.randn(32, generator=generator), dim=0)
+    near = torch.nn.functional.normalize(middle + 1e-3 * torch.randn(400, 1, 32, generator=generator), dim=2)
+    queries = FeatureSets.from_dense(torch.nn.functional.normalize(torch.randn(20, 9, 32, generator=generator), dim=2))
+    pool = FeatureSets.from_dense(near)
+    assert_is_brute_force(nearest(queries, pool, 2), queries, pool, 2)
+
+
 def test_a_lost_certificate_is_looked_at_no_more(monkeypatch):
     monkeypatch.setattr(search, "STRETCH", 20)
     asked = []
