@@ -174,14 +174,20 @@ def test_half_step_leaves_little_to_iterate(monkeypatch):
 
 
 def test_rounding_to_bfloat16_never_drops_the_nearest(monkeypatch):
-    """A pool of near ties, single vectors: half a step is the value itself, and only the slack keeps the best."""
+    """A pool of near ties, single vectors: half a step is the value itself, and only the slack keeps the best.
+
+    Pooled vectors that say nothing, so that the screen does not find it first.
+    """
     monkeypatch.setattr(search, "_half_dtype", lambda queries, pool: torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     middle = torch.nn.functional.normalize(torch.randn(32, generator=generator), dim=0)
-    near = torch.nn.functional.normalize(middle + 1e-3 * torch.randn(400, 1, 32, generator=generator), dim=2)
-    queries = FeatureSets.from_dense(torch.nn.functional.normalize(torch.randn(20, 9, 32, generator=generator), dim=2))
+    near = torch.nn.functional.normalize(middle + 2e-4 * torch.randn(400, 1, 32, generator=generator), dim=2)
+    about = middle + 0.1 * torch.randn(20, 3, 32, generator=generator)
+    queries = FeatureSets.from_dense(torch.nn.functional.normalize(about, dim=2))
     pool = FeatureSets.from_dense(near)
-    assert_is_brute_force(nearest(queries, pool, 2), queries, pool, 2)
+    noise = torch.randn(420, 5, generator=generator)
+    found = nearest(queries, pool, 2, pooled_queries=noise[:20], pooled_pool=noise[20:])
+    assert_is_brute_force(found, queries, pool, 2)
 
 
 def test_a_lost_certificate_is_looked_at_no_more(monkeypatch):
