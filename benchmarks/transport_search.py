@@ -1,6 +1,7 @@
 """Search side by side: `nearest` against brute force, against one GEMM over pooled vectors, and faiss.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/transport_search.py [--million FOLDER] [--run FOLDER] [--json]
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/transport_search.py \\
+        [--million FOLDER] [--run FOLDER] [--json] [--plot PNG]
 
 Every caption of a pool has a centre of its own; its tokens, and the patches of the image it belongs to, scatter
 about it: `cos` is the mean cosine of a vector to its centre. "Strong" features have .89, "weak" ones .5 with 64
@@ -26,7 +27,7 @@ from otcclip.data.emoji_load import load_emoji
 from otcclip.models import load_two_tower
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.training.experiment import RunSpec
-from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest
+from otcclip.transport import FeatureSets, Nearest, Summary, all_costs, load, nearest
 from transport import features, in_turn, lengths
 
 DIM, PATCHES, QUERIES, SCREEN = 256, 49, 32, 128
@@ -57,23 +58,26 @@ def queries(m: int, spread: float) -> FeatureSets:
     return FeatureSets.from_dense(about(own, [PATCHES] * QUERIES, spread, 3).view(QUERIES, PATCHES, DIM))
 
 
+def side_by_side(x: FeatureSets, y: FeatureSets, **how: Any) -> tuple[dict[str, float], Nearest]:
+    """ms a query, exact, by brute force and of a top 128, and whether exact and brute force agree; the exact answer."""
+    work: dict[str, Callable[[], object]] = {
+        "exact": lambda: nearest(x, y, **how),
+        "brute force": lambda: all_costs(x, y, validate=False).value.min(1),
+        f"top {SCREEN}": lambda: nearest(x, y, screen=SCREEN, **how),
+    }
+    brute, found = all_costs(x, y, validate=False).value, nearest(x, y, **how)
+    result = {name: 1e3 * took / QUERIES for name, took in in_turn(work, 3).items()}
+    same = brute.gather(1, found.index)[:, 0] <= brute.min(1).values + 2e-6
+    return result | {"same argmin, share": float(same.double().mean())}, found
+
+
 def ten_thousand(strong: bool, m: int = 10_000) -> dict[str, float]:
     """ms a query over 10,000 captions, summary made on the way; and whether the answers are the same."""
     if strong:
         x, y = own_centres(m, 0.5)
     else:
         x, y = features([PATCHES] * QUERIES, DIM, 1, 1.7), features(lengths(m, 8, 16, 1), DIM, 2, 1.7)
-    brute = all_costs(x, y, validate=False).value
-    found = nearest(x, y, validate=False)
-    work: dict[str, Callable[[], object]] = {
-        "exact": lambda: nearest(x, y, validate=False),
-        "brute force": lambda: all_costs(x, y, validate=False).value.min(1),
-        f"top {SCREEN}": lambda: nearest(x, y, screen=SCREEN, validate=False),
-    }
-    result = {name: 1e3 * took / QUERIES for name, took in in_turn(work, 3).items()}
-    result["same argmin, share"] = float(
-        (brute.gather(1, found.index)[:, 0] <= brute.min(1).values + 2e-6).double().mean()
-    )
+    result, found = side_by_side(x, y, validate=False)
     result["certified, share"] = float(found.certified.double().mean())
     result["solved a query"] = float(found.solved.double().mean())
     return result
@@ -90,18 +94,8 @@ def of_a_run(folder: Path, corpus: str, m: int) -> dict[str, float]:
     said = encode_captions(model, model.tokenize([*split.names, *made][:m]))
     x, y, towers = seen.local, said.local, (seen.pooled, said.pooled)
     how: dict[str, Any] = {"summary": Summary.of(y, torch.bfloat16), "validate": False}
-    found = nearest(x, y, **how)
-    brute = all_costs(x, y, validate=False).value
-    work: dict[str, Callable[[], object]] = {
-        "exact": lambda: nearest(x, y, **how),
-        "brute force": lambda: all_costs(x, y, validate=False).value.min(1),
-        f"top {SCREEN}": lambda: nearest(x, y, screen=SCREEN, **how),
-    }
-    result = {name: 1e3 * took / QUERIES for name, took in in_turn(work, 3).items()}
+    result, found = side_by_side(x, y, **how)
     screened = nearest(x, y, screen=SCREEN, **how)
-    result["same argmin, share"] = float(
-        (brute.gather(1, found.index)[:, 0] <= brute.min(1).values + 2e-6).double().mean()
-    )
     result["certified, exact"] = float(found.certified.double().mean())
     result["certified, top 128"] = float(screened.certified.double().mean())
     result["recall@1, top 128"] = float((screened.index == found.index).double().mean())

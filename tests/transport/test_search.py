@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest, save, search, tiles
-from otcclip.transport.solve import bounds
+from otcclip.transport.solve import half_step
 
 fast = settings(max_examples=25, deadline=None)
 
@@ -135,7 +135,7 @@ def test_half_step_is_the_first_potential_and_below_every_iterate(
     if weighted:
         queries, pool = (unequal(sets, seed) for sets in (queries, pool))
     pairs = (torch.arange(420) // 60, torch.arange(420) % 60) if listed else None
-    found = bounds(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs).view(7, 60)
+    found = half_step(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs).view(7, 60)
     a, b = queries.shares(torch.float64), pool.shares(torch.float64)
     similarity = queries.values.double() @ pool.values.double().T
     for i, j in ((0, 0), (2, 2), (5, 30), (6, 59)):
@@ -144,16 +144,18 @@ def test_half_step_is_the_first_potential_and_below_every_iterate(
         f = -epsilon * torch.logsumexp((similarity[rows, columns] - 1) / epsilon + b[columns].log(), dim=1)
         assert abs(float(a[rows] @ f - found[i, j])) < 2e-6
     assert (found <= all_costs(queries, pool, epsilon=epsilon, iterations=iterations).value + 2e-6).all()
-    rough = bounds(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs, gemm_dtype=torch.bfloat16).view(7, 60)
+    rough = half_step(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs, gemm_dtype=torch.bfloat16).view(
+        7, 60
+    )
     assert (rough - found).abs().max() < search._HALF_SLACK
 
 
 def test_half_step_in_float64_and_of_a_pool_in_bfloat16():
     queries, pool = clustered(3, [9], 1), clustered(20, [5], 2)
-    exact = bounds(queries.to(torch.float64), pool.to(torch.float64), epsilon=0.1)
+    exact = half_step(queries.to(torch.float64), pool.to(torch.float64), epsilon=0.1)
     assert exact.dtype == torch.float64
-    assert torch.allclose(exact.float(), bounds(queries, pool, epsilon=0.1), atol=2e-6)
-    half = bounds(queries, pool.to(torch.bfloat16), epsilon=0.1)
+    assert torch.allclose(exact.float(), half_step(queries, pool, epsilon=0.1), atol=2e-6)
+    half = half_step(queries, pool.to(torch.bfloat16), epsilon=0.1)
     assert half.dtype == torch.float32 and (half - exact).abs().max() < search._HALF_SLACK
 
 

@@ -182,7 +182,7 @@ class OTCClip:
         if self._belief is None:
             return None
         captions = caption_ids(batch, self._caption)
-        weight = family(self._belief.agreement[captions][:, captions])
+        weight = family(self._belief.agreement[captions[:, None], captions])
         return (weight / weight.sum(dim=1, keepdim=True)).to(batch.tokens.device)
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from otcclip.transport.backends import STABLE_BELOW
 from otcclip.transport.bounds import Summary, cosine_needed
 from otcclip.transport.gradient import full_precision
 from otcclip.transport.problem import FeatureSets
-from otcclip.transport.solve import Backend, all_costs, bounds, check_operands, pair_costs, settings
+from otcclip.transport.solve import Backend, all_costs, check_operands, half_step, pair_costs, settings, solved_in
 
 # Iterations behind the dual bound: after 3 of them 1.5 of 100,000 candidates are left (TRANSPORT section 3).
 BOUND_ITERATIONS = 3
@@ -37,8 +38,6 @@ QUERIES = 256
 # Pool sets whose transport is bounded at a time, and the share of a block's pairs from which the whole block is.
 BLOCK = 512
 DENSE = 0.3
-# Below this ε exponentials of costs underflow, and the half step, done in logarithms, costs as much as it saves.
-HALF_FROM = 2.02 / 80
 # Numbers of a summary made on the way that are kept for the second pass (64 MB); past them it is made again.
 KEPT = 1 << 24
 # Room for float32 rounding between a bound and a value, and for scores made by a bfloat16 GEMM.
@@ -141,12 +140,11 @@ class _Search:
         self.queries, self.pool, self.summary, self.epsilon = queries, pool, summary, epsilon
         self.iterations, self.backend = iterations, backend
         self.kept = kept
-        self.half_dtype = _half_dtype(queries.values, pool.values)
+        self.half_dtype = _half_dtype(queries, pool)
         self.peaks: dict[int, Tensor] = {}  # by stretch: each query's largest cosine in it
         self.means = Summary.of(queries)
         n, device = len(queries), queries.values.device
-        dtype = torch.float64 if torch.float64 in (queries.values.dtype, pool.values.dtype) else torch.float32
-        self.value = torch.full((n, k), torch.inf, dtype=dtype, device=device)
+        self.value = torch.full((n, k), torch.inf, dtype=solved_in(queries, pool), device=device)
         self.index = torch.full((n, k), len(pool), device=device)
         self.solved = torch.zeros(n, dtype=torch.int64, device=device)
         self.seeds = torch.empty(n, 0, dtype=torch.int64, device=device)
@@ -222,7 +220,8 @@ class _Search:
             if not len(i):
                 continue
             some = self.pool.stretch(low, high)
-            if self.epsilon >= HALF_FROM:
+            # In logarithms the half step would cost as much as it saves.
+            if self.epsilon >= STABLE_BELOW:
                 i, j = self._half_step(i, j, some)
                 if not len(i):
                     continue
@@ -238,7 +237,7 @@ class _Search:
     def _half_step(self, query: Tensor, local: Tensor, some: FeatureSets) -> tuple[Tensor, Tensor]:
         """Those of the pairs whose dual value after half an iteration is below the value to beat."""
         dense = self._is_dense(query, some)
-        bound = bounds(
+        bound = half_step(
             self.queries,
             some,
             epsilon=self.epsilon,
@@ -289,11 +288,11 @@ class _Search:
         self.index[touched] = index.gather(1, order)[:, :k]
 
 
-def _half_dtype(queries: Tensor, pool: Tensor) -> torch.dtype | None:
-    """bfloat16 where its GEMM is the faster one, else the dtype that is solved in."""
-    if torch.float64 in (queries.dtype, pool.dtype):
+def _half_dtype(queries: FeatureSets, pool: FeatureSets) -> torch.dtype | None:
+    """bfloat16 where its GEMM is the faster one, else (None) the dtype that is solved in."""
+    if solved_in(queries, pool) == torch.float64:
         return None
-    fast = queries.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    fast = queries.values.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if fast else None
 
 

@@ -130,7 +130,7 @@ def all_costs(
 
 
 @torch.no_grad()
-def bounds(
+def half_step(
     x: FeatureSets,
     y: FeatureSets,
     *,
@@ -144,11 +144,11 @@ def bounds(
     The dual value after the first half of an iteration: one GEMM and one exponential a cell, no iterations. Nothing is
     validated. Values already in `gemm_dtype` are used as they are.
     """
-    dtype = torch.promote_types(torch.promote_types(x.values.dtype, y.values.dtype), torch.float32)
+    dtype = solved_in(x, y)
     problem = Problem(x, y, x.shares(dtype), y.shares(dtype), pairs)
     how = Settings(epsilon, 1, gemm_dtype=gemm_dtype)
     left, right = (sets.values.detach().to(gemm_dtype or dtype) for sets in (x, y))
-    return choose(backend, x.values.device, dtype).bound(left, right, problem, how)
+    return choose(backend, x.values.device, dtype).half_step(left, right, problem, how)
 
 
 def plan(
@@ -185,9 +185,14 @@ def plan(
 
 
 def promote(x: FeatureSets, y: FeatureSets) -> tuple[FeatureSets, FeatureSets]:
-    """Both in the dtype that is solved in: float64 if either is, else float32."""
-    dtype = torch.float64 if torch.float64 in (x.values.dtype, y.values.dtype) else torch.float32
+    """Both in the dtype that is solved in."""
+    dtype = solved_in(x, y)
     return x.to(dtype), y.to(dtype)
+
+
+def solved_in(x: FeatureSets, y: FeatureSets) -> torch.dtype:
+    """float64 if either is, else float32."""
+    return torch.float64 if torch.float64 in (x.values.dtype, y.values.dtype) else torch.float32
 
 
 def settings(

@@ -4,7 +4,7 @@ The modules are called after the packages that they use, so nothing in this file
 attributes of this package by the same names.
 """
 
-from otcclip.transport.backends.base import Backend, Problem, Settings, Solved
+from otcclip.transport.backends.base import STABLE_BELOW, Backend, Problem, Settings, Solved
 from otcclip.transport.backends.choice import Name, choose
 
-__all__ = ["Backend", "Name", "Problem", "Settings", "Solved", "choose"]
+__all__ = ["STABLE_BELOW", "Backend", "Name", "Problem", "Settings", "Solved", "choose"]

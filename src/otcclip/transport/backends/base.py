@@ -10,6 +10,9 @@ from torch import Tensor
 
 from otcclip.transport.problem import FeatureSets
 
+# Below this ε the exponential of the largest cost of unit vectors underflows, with room for a sum.
+STABLE_BELOW = 2.02 / 80
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -56,8 +59,8 @@ class Solved:
 
 
 class Backend(Protocol):
-    """`solve` gives the values; `pull` the gradients of Σ grad·value in the vectors of x and of y; `bound` a lower
-    bound of the values at a fraction of the time."""
+    """`solve` gives the values; `pull` the gradients of Σ grad·value in the vectors of x and of y; `half_step` a
+    lower bound of the values at a fraction of the time."""
 
     def solve(self, x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> Solved:
         """Values `x [X, d]`, `y [Y, d]`, packed as the problem says; `keep` if `pull` will follow."""
@@ -69,6 +72,6 @@ class Backend(Protocol):
         """Gradients `[X, d]`, `[Y, d]`, None where not needed; `saved` is from `solve`."""
         ...
 
-    def bound(self, x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    def half_step(self, x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
         """The dual value after the first half of an iteration, Σ_i a_i f_i with f_i = −ε log Σ_j b_j exp(−C_ij/ε)."""
         ...

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from otcclip.transport.backends import torch as portable
-from otcclip.transport.backends.base import Problem, Settings, Solved
-from otcclip.transport.backends.pairs import bound_pairs, pull_pairs, solve_pairs
+from otcclip.transport.backends.base import STABLE_BELOW, Problem, Settings, Solved
+from otcclip.transport.backends.pairs import half_step_pairs, pull_pairs, solve_pairs
 from otcclip.transport.backends.simd import LANES
 
 Ints = NDArray[np.int64]
@@ -35,8 +35,6 @@ TILE_SCORES = 1 << 18
 STRIP_SETS = 16
 # Vectors of y gathered at a time for a list of pairs.
 GATHERED = 1 << 14
-# Below this the exponential of the largest cost of unit vectors underflows with room for a sum.
-STABLE_BELOW = 2.02 / 80
 # Scores of a pair, and pairs, from which a GEMM each is worth its call where no set of x is shared.
 _TINY, _MANY = 512, 256
 # Pairs that are worth a thread.
@@ -131,10 +129,10 @@ def pull(
     return grad_x, grad_y
 
 
-def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
-    """See `Backend.bound`."""
+def half_step(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    """See `Backend.half_step`."""
     if how.epsilon < STABLE_BELOW or _only_portable(problem, how, False):
-        return portable.bound(x, y, problem, how)
+        return portable.half_step(x, y, problem, how)
     value = torch.empty(problem.shape)
     shares = problem.a.numpy(), problem.b.numpy()
     for tile in _tiles(problem):
@@ -142,7 +140,7 @@ def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
         out = np.empty(len(tile.where[0]), np.float32)
 
         def work(part: slice, tile: _Tile = tile, s: Tensor = s, out: Floats = out) -> None:
-            bound_pairs(s.numpy(), tile.part(part), shares, how.epsilon, out[part])
+            half_step_pairs(s.numpy(), tile.part(part), shares, how.epsilon, out[part])
 
         _spread(work, len(out))
         value[tile.place] = torch.from_numpy(out).view(value[tile.place].shape)

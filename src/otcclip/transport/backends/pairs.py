@@ -202,7 +202,8 @@ def _pull(s, where, shares, epsilon, potentials, gradient):
 
 
 @jit
-def _bound(s, where, shares, epsilon, value):
+def _half_step(s, where, shares, epsilon, value):
+    # What `scaling_kernel` and `start` do, in one pass: no kernel is stored, for none is read again.
     at, ld, p, t, a_at, b_at, _, _ = where
     a, b = shares
     one, inverse = splat(np.float32(1.0)), splat(np.float32(1.0 / epsilon))
@@ -246,12 +247,12 @@ def _entries(digest):
             _pull(s, where, shares, epsilon, potentials, gradient)
 
     @cached
-    def bound_pairs(s, where, shares, epsilon, value):
+    def half_step_pairs(s, where, shares, epsilon, value):
         """The dual value of every pair after half an iteration: x's potential, y's at zero."""
         if digest:
-            _bound(s, where, shares, epsilon, value)
+            _half_step(s, where, shares, epsilon, value)
 
-    return solve_pairs, pull_pairs, bound_pairs
+    return solve_pairs, pull_pairs, half_step_pairs
 
 
 def _digest() -> int:
@@ -259,4 +260,4 @@ def _digest() -> int:
     return zlib.crc32(b"".join(source.read_bytes() for source in sources)) or 1
 
 
-solve_pairs, pull_pairs, bound_pairs = _entries(_digest())
+solve_pairs, pull_pairs, half_step_pairs = _entries(_digest())

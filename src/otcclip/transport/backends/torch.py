@@ -80,8 +80,8 @@ def pull(
     return grad_x, grad_y
 
 
-def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
-    """See `Backend.bound`."""
+def half_step(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    """See `Backend.half_step`."""
     value = torch.empty(problem.shape, dtype=problem.a.dtype, device=x.device)
     for strip in strips(problem):
         x_kpd = x[strip.x.rows]

@@ -21,11 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from otcclip.transport.backends import torch as portable
-from otcclip.transport.backends.base import Problem, Settings, Solved
+from otcclip.transport.backends.base import STABLE_BELOW, Problem, Settings, Solved
 from otcclip.transport.tiles import strips
 
-# As in the numba backend: the ε from which exp(−C/ε) is safe for unit vectors.
-STABLE_BELOW = 2.02 / 80
 # Depth of a tile of the vectors' dimension.
 _DEPTH = 32
 
@@ -139,9 +137,9 @@ def pull(
     return portable.pull(x, y, problem, how, saved, grad, need)
 
 
-def bound(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
-    """See `Backend.bound`; by torch, which does a GEMM and a pass of exponentials as well as anybody."""
-    return portable.bound(x, y, problem, how)
+def half_step(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
+    """See `Backend.half_step`; by torch, which does a GEMM and a pass of exponentials as well as anybody."""
+    return portable.half_step(x, y, problem, how)
 
 
 def _index(problem: Problem) -> tuple[Tensor, Tensor]:
