@@ -48,10 +48,14 @@ def crowds(size: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         `[n]` int64 pictures that show this one, itself included; `[n]` bool, whether they are unusually many.
     """
     shown = torch.bincount(torch.cat([a, b]), minlength=size) + 1
+    return shown, shown > usually_shown(shown)
+
+
+def usually_shown(shown: Tensor) -> int:
+    """The most often that a picture is shown and is no crowd, of `shown [n]`, pictures that show each, itself too."""
     ordered = shown.sort().values
     pictures = (1.0 / ordered.double()).cumsum(0)  # a picture shown m times is one picture
-    usual = ordered[torch.searchsorted(pictures, USUAL * pictures[-1]).clamp(max=size - 1)]
-    return shown, shown > torch.clamp(usual, min=FEW)
+    return max(FEW, int(ordered[torch.searchsorted(pictures, USUAL * pictures[-1]).clamp(max=len(shown) - 1)]))
 
 
 def copies(
@@ -70,20 +74,36 @@ def copies(
     if not len(a):
         return a, b
     used, place = torch.cat([a, b]).unique(return_inverse=True)
-    small = torch.cat([F.adaptive_avg_pool2d(images[rows].float() / 255, SIDE) for rows in used.split(CHUNK)])
-    still, moving = place.split(len(a))
-    of_still = torch.cat([_spectrum(x) for x in small.split(CHUNK)])
-    found = torch.zeros(len(a), dtype=torch.bool)
+    found = laid_over(torch.cat([small(images[rows]) for rows in used.split(CHUNK)]), *place.split(len(a)))
+    return a[found], b[found]
+
+
+def small(images: Tensor) -> Tensor:
+    """`images [n, c, H, W]` uint8 as they are laid over each other: `[n, c, SIDE, SIDE]`."""
+    return F.adaptive_avg_pool2d(images.float() / 255, SIDE)
+
+
+def laid_over(pictures: Tensor, still: Tensor, moving: Tensor) -> Tensor:
+    """Whether one picture lies on the other, moved, scaled or turned.
+
+    Args:
+        pictures: `[n, c, SIDE, SIDE]`. still, moving: `[l]` int64 into it.
+
+    Returns:
+        `[l]` bool.
+    """
+    of_still = torch.cat([_spectrum(x) for x in pictures.split(CHUNK)])
+    found = torch.zeros(len(still), dtype=torch.bool)
     for scale, turn in sorted(product(SCALES, TURNS), key=lambda how: (abs(how[0] - 1), abs(how[1]))):
         left = torch.nonzero(~found)[:, 0]  # one way to lay them over each other is enough
         if not len(left):
             break
-        of_moving = torch.cat([_spectrum(_turned(x, scale, turn)) for x in small.split(CHUNK)])
+        of_moving = torch.cat([_spectrum(_turned(x, scale, turn)) for x in pictures.split(CHUNK)])
         for rows in left.split(PAIRS):
             both = (of_still[still[rows]].conj() * of_moving[moving[rows]]).sum(dim=1)
             fit = torch.fft.irfft2(both, s=(SIDE, SIDE)).roll((SHIFT, SHIFT), dims=(1, 2))
             found[rows] = fit[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax(dim=(1, 2)) >= math.sqrt(EXPLAINED)
-    return a[found], b[found]
+    return found
 
 
 def _candidates(similarity: Tensor, index: Tensor, caption_of: Tensor, agreement: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,13 +51,37 @@ def views() -> tuple[View, ...]:
     return (*out, *(View(f"{band} band", band, whole) for band in ("low", "high", "fine")))
 
 
+@dataclass(frozen=True)
+class Described:
+    """Images under one view, before anything is compared: energies of blocks `[n, b]` and colours of cells `[n, t]`."""
+
+    blocks: Tensor
+    tint: Tensor
+
+    def mean(self) -> Described:
+        return Described(self.blocks.mean(0), self.tint.mean(0))
+
+    def vectors(self, mean: Described) -> Tensor:
+        """`[n, d]` bfloat16 unit vectors, centred: a cosine of 0 means "as alike as any two"."""
+        parts = [
+            F.normalize(self.blocks - mean.blocks, dim=1) * math.sqrt(1 - COLOUR_SHARE),
+            F.normalize(self.tint - mean.tint, dim=1) * math.sqrt(COLOUR_SHARE),
+        ]
+        return torch.cat(parts, dim=1).to(torch.bfloat16)
+
+
 def descriptors(
     images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = 512
 ) -> Iterator[tuple[View, Tensor]]:
-    """Yield `(view, unit vectors [n, d] bfloat16)` for `images [n, 3, H, W]` uint8, band by band.
+    """Yield `(view, unit vectors [n, d] bfloat16)`, centred on the images' own mean; arguments as for `describe`."""
+    for view, seen in describe(images, wanted, chunk):
+        yield view, seen.vectors(seen.mean())
 
-    Vectors are centred on the data set's mean, so that a cosine of 0 means "as alike as any two".
-    """
+
+def describe(
+    images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = 512
+) -> Iterator[tuple[View, Described]]:
+    """Yield `(view, what is seen)` of `images [n, 3, H, W]` uint8, band by band."""
     cells: dict[str, list[tuple[Tensor, Tensor]]] = {view.band: [] for view in wanted}
     for raw in images.split(chunk):  # once: a source may decode them
         x = raw.float() / 255
@@ -67,7 +91,7 @@ def descriptors(
         gradient, colour = (torch.cat(part) for part in zip(*cells.pop(band), strict=True))
         for view in wanted:
             if view.band == band:
-                yield view, _describe(gradient, colour, view.mask)
+                yield view, _masked(gradient, colour, view.mask)
 
 
 def _band(x: Tensor, band: str) -> Tensor:
@@ -96,17 +120,12 @@ def _cells(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(histogram), F.adaptive_avg_pool2d(x, GRID)
 
 
-def _describe(gradient: Tensor, colour: Tensor, mask: Tensor) -> Tensor:
+def _masked(gradient: Tensor, colour: Tensor, mask: Tensor) -> Described:
     blocks = F.avg_pool2d(gradient * mask, 2, 1).flatten(1)
     blocks = (blocks / (blocks.norm(dim=1, keepdim=True) + FLAT)).sqrt()
     # Half of the mean colour is taken out: overall brightness says little and is easily shifted by a filter.
     mean = (colour * mask).sum(dim=(2, 3), keepdim=True) / mask.sum()
-    tint = ((colour - mean / 2) * mask).flatten(1)
-    parts = [
-        F.normalize(blocks - blocks.mean(0), dim=1) * math.sqrt(1 - COLOUR_SHARE),
-        F.normalize(tint - tint.mean(0), dim=1) * math.sqrt(COLOUR_SHARE),
-    ]
-    return torch.cat(parts, dim=1).to(torch.bfloat16)
+    return Described(blocks, ((colour - mean / 2) * mask).flatten(1))
 
 
 # A loop over pixels, because most of a drawing is flat and costs nothing here; as tensor operations it took 9 times

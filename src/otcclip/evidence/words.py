@@ -13,10 +13,13 @@ under it only who hears it from others is believed, and who uses it unheard is n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numba import njit
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from otcclip.evidence.captions import token_marginals
@@ -29,14 +32,18 @@ NONE = -1
 def words_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """`tokens [u, context]` -> `[u, l]` int64, each caption's distinct words by number, then `NONE`; and `[u, l]` bool,
     which of them say much."""
-    mass = token_marginals(tokens)
-    row, word = np.nonzero(mass)
-    number = np.bincount(row, minlength=len(tokens))
-    place = np.arange(len(row)) - np.repeat(np.cumsum(number) - number, number)
-    words = np.full((len(tokens), max(1, int(number.max(initial=0)))), NONE)
-    words[row, place] = word
+    return word_table(sparse.csr_array(token_marginals(tokens)))
+
+
+def word_table(mass: sparse.csr_array) -> tuple[Tensor, Tensor]:
+    """`words_of` captions of which the words' marginals are known: `mass [u, v]`, columns in order."""
+    number = np.diff(mass.indptr)
+    row = np.repeat(np.arange(len(number)), number)
+    place = np.arange(len(row)) - np.repeat(mass.indptr[:-1], number)
+    words = np.full((len(number), max(1, int(number.max(initial=0)))), NONE)
+    words[row, place] = mass.indices
     much = np.zeros(words.shape, bool)
-    much[row, place] = mass[row, word] >= SAYS_MUCH
+    much[row, place] = mass.data >= SAYS_MUCH
     return torch.from_numpy(words), torch.from_numpy(much)
 
 
@@ -50,29 +57,41 @@ def unheard(words: Tensor, much: Tensor, caption_of: Tensor, votes: Tensor) -> T
         `[n, l]` bool.
     """
     asked = much[caption_of]
-    return _unheard(words, asked, torch.zeros_like(asked), caption_of, votes)
+    return not_among(words[caption_of], asked, words, torch.zeros_like(asked), caption_of, votes)
 
 
-def _unheard(words: Tensor, asked: Tensor, silent: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
-    """Which of the words `asked [n, l]` about no look-alike has, `silent [n, l]` words of theirs not counted."""
-    given = (words, asked, silent, caption_of, votes)
+def not_among(
+    spoken: Tensor, asked: Tensor, words: Tensor, silent: Tensor, caption_of: Tensor, votes: Tensor
+) -> Tensor:
+    """Which of their words no look-alike of some images has.
+
+    Args:
+        spoken: `[m, l]` int64, the images' words; asked: `[m, l]` bool, those in question. words: `[u, l]` of the
+            look-alikes' captions; caption_of: `[n]` int64 into them; silent: `[n, l]` bool, words of theirs that do not
+            count. votes: `[m, k]` int, the look-alikes of each image among the `n`.
+
+    Returns:
+        `[m, l]` bool.
+    """
+    given = (spoken, asked, words, silent, caption_of, votes)
     return torch.from_numpy(_not_among(*(tensor.numpy() for tensor in given)))
 
 
 @njit(cache=True)
 def _not_among(  # pragma: no cover
-    words: NDArray[np.int64],
+    spoken: NDArray[np.int64],
     asked: NDArray[np.bool_],
+    words: NDArray[np.int64],
     silent: NDArray[np.bool_],
     caption_of: NDArray[np.int64],
     votes: NDArray[np.int_],
 ) -> NDArray[np.bool_]:
     out = np.zeros(asked.shape, np.bool_)
-    for i in range(len(caption_of)):
-        for place in range(words.shape[1]):
+    for i in range(len(spoken)):
+        for place in range(spoken.shape[1]):
             if not asked[i, place]:
                 continue
-            word, found = words[caption_of[i], place], False
+            word, found = spoken[i, place], False
             for j in votes[i]:
                 for other in range(words.shape[1]):
                     found = found or (words[caption_of[j], other] == word and not silent[j, other])
@@ -82,31 +101,55 @@ def _not_among(  # pragma: no cover
     return out
 
 
-def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Tensor:
-    """Pairs that use a doubtful word, one mostly used unheard and so unusually often, and did not hear it from others.
+@dataclass(frozen=True)
+class Hearsay:
+    """What is known of the words of `n` pairs.
+
+    Attributes:
+        lacking: `[n, l]` bool, words that the pair uses unheard; of doubtful ones also those that it could have heard
+            only from others who use them unheard.
+        share: `[v]`, of those who use a word that says much to them, how many use it unheard; 0 unless it is doubtful.
+    """
+
+    lacking: Tensor
+    share: Tensor
+
+    @property
+    def doubted(self) -> Tensor:
+        """`[v]` bool, doubtful words: mostly used unheard, and so unusually often."""
+        return self.share > 0
+
+
+def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Hearsay:
+    """Find the doubtful words.
 
     Args:
         words, much: `[u, l]` from `words_of`. caption_of: `[n]` int64. lacking: `[n, l]` bool, which words are unheard
             in some view. voters: `[v, n, k]` int, look-alikes in each view.
-
-    Returns:
-        `[n]` bool.
     """
-    if not bool(lacking.any()):
-        return torch.zeros(len(caption_of), dtype=torch.bool)
     spoken = words[caption_of]
     said = spoken != NONE
-    used = torch.bincount(spoken[said])
+    used = torch.bincount(spoken[said], minlength=1)
     weighty = torch.bincount(spoken[much[caption_of]], minlength=len(used))
     often = torch.bincount(spoken[lacking], minlength=len(used))
+    if not bool(lacking.any()):
+        return Hearsay(lacking, torch.zeros(len(used)))
     usual = torch.quantile(often[used > 0].float(), USUAL)
     lacking, number = lacking.clone(), -1
     while number < (number := int(lacking.sum())):  # ends: it only ever grows
-        suspect = said & ((often > usual) & (2 * often > weighty))[spoken.clamp(min=0)]
+        doubted = (often > usual) & (2 * often > weighty)
+        suspect = said & doubted[spoken.clamp(min=0)]
         for votes in voters:
-            lacking |= _unheard(words, suspect & ~lacking, lacking, caption_of, votes)
+            lacking |= not_among(spoken, suspect & ~lacking, words, lacking, caption_of, votes)
         often = torch.bincount(spoken[lacking], minlength=len(used))
-    return (lacking & suspect).any(dim=1)
+    return Hearsay(lacking, torch.where(doubted, often / weighty.clamp(min=1), 0.0).clamp(max=1.0))
+
+
+def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Tensor:
+    """Pairs that use a doubtful word and did not hear it from others: `[n]` bool; arguments as for `hearsay`."""
+    found = hearsay(words, much, caption_of, lacking, voters)
+    spoken = words[caption_of]
+    return (found.lacking & (spoken != NONE) & found.doubted[spoken.clamp(min=0)]).any(dim=1)
 
 
 def rarely_unheard(candidates: Tensor, p: Tensor, caption_of: Tensor, words: Tensor, lacking: Tensor) -> Tensor:
