@@ -46,8 +46,16 @@ def pairs(n: int, seed: int, prefix: str, reference: PairFeatures | None = None)
         Features(unit(n, 16), tokens),
         tuple(f"{i % 11:064x}" for i in range(n)),
         np.random.default_rng(seed).integers(0, 2**63, n, dtype=np.uint64),
+        pictures(n),
         reference=reference,
     )
+
+
+def pictures(n: int) -> torch.Tensor:
+    """Six pictures, moved by some pixels: crowds and near-duplicates."""
+    base = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    large = (F.interpolate(base, size=(64, 64), mode="bilinear") * 255).to(torch.uint8)
+    return torch.stack([large[i % 6].roll((i // 6 % 4, i // 24 * 3), dims=(1, 2)) for i in range(n)])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +72,7 @@ def detector(request: pytest.FixtureRequest) -> Detector:
 def test_is_a_detector(detector: Detector) -> None:
     assert isinstance(detector, Detector)
     assert FAMILY[detector.name] is type(detector)
-    assert isinstance(detector.comparable, bool) and set(detector.needs) <= {"joint", "local"}
+    assert isinstance(detector.comparable, bool) and set(detector.needs) <= {"joint", "local", "pictures"}
     assert (type(detector).__doc__ and type(detector).score.__doc__) or detector.name == "toy"
 
 
@@ -94,7 +102,7 @@ def test_scoring_changes_nothing(detector: Detector) -> None:
 
 
 def test_says_when_the_encoder_cannot_serve_it(detector: Detector, reference: PairFeatures) -> None:
-    separate = replace(reference, joint=False, local=False)
+    separate = replace(reference, joint=False, local=False, pictures=None)
     assert applies(detector, separate) == (not detector.needs)
     assert applies(detector, reference)
     if applies(detector, separate):

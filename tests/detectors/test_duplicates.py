@@ -72,4 +72,4 @@ def test_the_ensemble_leaves_out_what_the_encoder_cannot_serve(make_features: Ma
 def test_unknown_detector_is_one_line() -> None:
     with pytest.raises(UserError, match=r"unknown detector 'doa'; did you mean 'dao'"):
         make("doa")
-    assert len(DETECTORS) == 13
+    assert len(DETECTORS) == 14

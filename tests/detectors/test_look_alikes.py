@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from otcclip.detectors import PairFeatures, look_alikes, make
-from otcclip.detectors.look_alikes import NEIGHBOURS, SHARPNESS, grid_side, view_vectors, windows
+from otcclip.detectors import PairFeatures, claims, look_alikes, make
+from otcclip.detectors.look_alikes import NEIGHBOURS, SHARPNESS
+from otcclip.detectors.views import encoder_views, grid_side, windows
 from otcclip.evidence.captions import agreement_table
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.models import Features
@@ -28,7 +29,7 @@ def loop(features: PairFeatures) -> np.ndarray:
     mine = agreement_table(words.marginals(features.captions), words.marginals(distinct))
     counts = np.bincount(kind)
     own = features.self_index.tolist()
-    queries, voters = view_vectors(features).float(), view_vectors(against).float()
+    queries, voters = encoder_views(features).float(), encoder_views(against).float()
     shares = []
     for view in range(len(queries)):
         row = []
@@ -90,7 +91,7 @@ def test_copies_do_not_vouch_for_each_other_and_are_counted(make_features: Make)
     rows = [0, 8, 16, 24]
     features = copied(make_features(64, noise=1.5), rows, 0, "thing4 of kind1 no0")
     seen = look_alikes(features)
-    assert seen.copies[rows].tolist() == [4] * 4 and seen.copies[1] == 1
+    assert claims(features).made[rows].tolist() == [4] * 4 and claims(features).made[1] == 1
     assert (seen.own[rows] > 0.1).all()
     score = make("neighbour-ot").score(features)
     np.testing.assert_allclose(score[rows], 4 * seen.own[rows].double())
@@ -99,7 +100,7 @@ def test_copies_do_not_vouch_for_each_other_and_are_counted(make_features: Make)
 def test_a_pair_outside_the_reference_counts_itself(make_features: Make) -> None:
     reference = make_features(40)
     stranger = replace(reference, keys=tuple(f"new-{i}" for i in range(40)), reference=reference)
-    assert (look_alikes(stranger).copies >= 2).all()  # its twin in the reference, and itself
+    assert (claims(stranger).made >= 2).all()  # its twin in the reference, and itself
 
 
 def test_windows_cover_every_cell_and_weigh_the_rest_evenly() -> None:
@@ -116,4 +117,4 @@ def test_sets_that_are_no_grid_have_one_view(make_features: Make) -> None:
     sets = FeatureSets.from_list([F.normalize(torch.rand(5 + i % 2, 24), dim=1) for i in range(12)])
     assert grid_side(sets) == 0 and grid_side(features.image.local) == 3
     odd = replace(features, image=Features(features.image.pooled, sets))
-    assert len(view_vectors(odd)) == 1 and len(view_vectors(features)) == 10
+    assert len(encoder_views(odd)) == 1 and len(encoder_views(features)) == 10

@@ -1,7 +1,7 @@
 """The first pass: a unit's features on disk, so that the second can compare any pair with any other.
 
-A unit leaves two files in `features/`: `NAME.safetensors` (vectors, half precision, memory-mapped when read) and
-`NAME.parquet` (key, caption, sha256, phash), written last: where it is, the unit is done. Bad pairs go to `skipped/`.
+A unit leaves two files in `features/`: `NAME.safetensors` (vectors in half precision and the images made small,
+memory-mapped when read) and `NAME.parquet` (key, caption, sha256, phash), written last: where it is, the unit is done. Bad pairs go to `skipped/`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
@@ -35,6 +36,7 @@ from otcclip.models import Features
 from otcclip.transport import FeatureSets
 
 BATCH = 256
+PICTURE = 64  # side of the small pictures that are kept for witnesses who look at pixels: 12 KB a pair
 SCHEMA = pa.schema(
     [
         ("key", pa.large_string()),
@@ -66,7 +68,7 @@ def encode_unit(unit: Unit, encoder: ScanEncoder, folder: Path, limits: Limits) 
     begun = time.perf_counter()
     skipped: list[Skipped] = []
     columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-    parts: list[tuple[Tensor, FeatureSets]] = []
+    parts: list[_Part] = []
     inside = 0.0
     for batch in _batches(unit, encoder.image_size, limits, skipped):
         columns["key"] += batch.keys
@@ -78,7 +80,7 @@ def encode_unit(unit: Unit, encoder: ScanEncoder, folder: Path, limits: Limits) 
         start = time.perf_counter()
         image = encoder.images(images)
         inside += time.perf_counter() - start
-        parts.append((image.pooled.half(), image.local.to(torch.float16)))
+        parts.append(_Part(image.pooled.half(), image.local.to(torch.float16), _small(images)))
     captions = sorted({str(caption) for caption in columns["caption"]})
     start = time.perf_counter()
     text = encoder.captions(captions) if captions else None
@@ -144,16 +146,32 @@ def _batches(unit: Unit, size: int, limits: Limits, skipped: list[Skipped]) -> I
         yield batch
 
 
+@dataclass(frozen=True)
+class _Part:
+    pooled: Tensor
+    local: FeatureSets
+    pictures: Tensor
+
+
+def _small(images: Tensor) -> Tensor:
+    if images.shape[-1] == PICTURE:
+        return images.contiguous()
+    # In float: uint8 is resized in another way where the CPU has the instructions for it.
+    small = F.interpolate(images.float(), size=(PICTURE, PICTURE), mode="bilinear", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
 def _tensors(
-    parts: list[tuple[Tensor, FeatureSets]], text: Features | None, captions: list[str], carried: list[str]
+    parts: list[_Part], text: Features | None, captions: list[str], carried: list[str]
 ) -> dict[str, Tensor]:
     """As they are written; a text vector once for each distinct caption, `caption_of [n]` saying whose it is."""
     if not parts or text is None:
         return {"caption_of": torch.zeros(0, dtype=torch.int64)}
     place = {caption: i for i, caption in enumerate(captions)}
-    local = FeatureSets.concatenate([part[1] for part in parts])
+    local = FeatureSets.concatenate([part.local for part in parts])
     return {
-        "image": torch.cat([part[0] for part in parts]),
+        "image": torch.cat([part.pooled for part in parts]),
+        "pictures": torch.cat([part.pictures for part in parts]),
         "image_local": local.values,
         "image_offsets": local.offsets,
         "text": text.pooled.half(),
@@ -206,6 +224,8 @@ def unit_features(
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise _damaged(path, error) from None
+    if "pictures" not in held:
+        raise UserError(f"{path}: written by an older otcclip, without pictures; name another --out")
     caption = held["caption_of"][index]
     image = FeatureSets(held["image_local"], held["image_offsets"]).take(index)
     text = FeatureSets(held["text_local"], held["text_offsets"]).take(caption)
@@ -217,6 +237,7 @@ def unit_features(
         Features(held["text"][caption].float(), text),
         tuple(table["sha256"].to_pylist()),
         table["phash"].to_numpy().astype(np.uint64),
+        held["pictures"][index],
         *encoder,
         reference,
     )

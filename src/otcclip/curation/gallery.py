@@ -25,7 +25,7 @@ from otcclip.data.atomic import atomic_file
 from otcclip.data.decode import DEFAULT_LIMITS, BadPair, decode_image
 from otcclip.data.png import png
 from otcclip.detectors import PairFeatures
-from otcclip.detectors.look_alikes import grid_side
+from otcclip.detectors.views import grid_side
 from otcclip.evidence.matching import EPSILON, ITERATIONS
 from otcclip.transport import FeatureSets, plan
 

@@ -23,7 +23,17 @@ from otcclip.curation.encode import unit_features, unit_table
 from otcclip.curation.units import Unit
 from otcclip.data.atomic import atomic_file
 from otcclip.data.keys import first_of_each, hash_keys
-from otcclip.detectors import Detector, PairFeatures, applies, lie_probability, look_alikes, match, p_values, pool
+from otcclip.detectors import (
+    Detector,
+    PairFeatures,
+    applies,
+    claims,
+    lie_probability,
+    look_alikes,
+    match,
+    p_values,
+    pool,
+)
 from otcclip.errors import UserError
 from otcclip.models import Features
 from otcclip.transport import FeatureSets
@@ -94,6 +104,7 @@ def load_reference(units: Sequence[Unit], folder: Path, census: Census, encoder:
         joined("text"),
         tuple(value for part in parts for value in part.sha256),
         np.concatenate([part.phash for part in parts]),
+        torch.cat([part.pictures for part in parts if part.pictures is not None]),
         *encoder,
     )
 
@@ -178,7 +189,7 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
     columns |= {
         "p_value": p_values(pairs),
         "lie": lie,
-        "copies": seen.copies.numpy(),
+        "copies": claims(pairs).made.numpy(),
         "own_distance": [None] * n if ranked is None else ranked.own_distance.double().numpy(),
         "own_rank": [None] * n if ranked is None else _rank(ranked.own_share.numpy(), len(captions.first)),
         "best_key": best_key,

@@ -15,6 +15,7 @@ from typing import Any
 from otcclip import registry
 from otcclip.detectors.base import Detector, PairFeatures, Scores, applies
 from otcclip.detectors.caption_fdr import CaptionFdr
+from otcclip.detectors.claims import Claims, claims
 from otcclip.detectors.clip_score import ClipScore
 from otcclip.detectors.conflicting_captions import ConflictingCaptions
 from otcclip.detectors.dao import Dao
@@ -30,6 +31,7 @@ from otcclip.detectors.neighbour_ot import NeighbourOT
 from otcclip.detectors.ot_distance import OTDistance
 from otcclip.detectors.own_rank import OwnRank
 from otcclip.detectors.slof import Slof
+from otcclip.detectors.untrained_neighbour import UntrainedNeighbour
 
 DETECTORS: Mapping[str, type[Any]] = registry.registry(
     "detector",
@@ -37,6 +39,7 @@ DETECTORS: Mapping[str, type[Any]] = registry.registry(
         OTDistance,
         OwnRank,
         NeighbourOT,
+        UntrainedNeighbour,
         CaptionFdr,
         ClipScore,
         KDist,
@@ -63,12 +66,14 @@ def make(name: str, /, **options: Any) -> Detector:
 
 __all__ = [
     "DETECTORS",
+    "Claims",
     "Detector",
     "LookAlikes",
     "Match",
     "PairFeatures",
     "Scores",
     "applies",
+    "claims",
     "lie_probability",
     "look_alikes",
     "make",

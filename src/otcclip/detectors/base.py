@@ -44,6 +44,8 @@ class PairFeatures:
         joint: whether image and text vectors share a space, so that a cosine between them means something.
         local: whether local vectors are comparable with each other likewise (patches with tokens).
         sha256: hex digests of the image files. phash: `[n]` uint64, perceptual hashes.
+        pictures: `[n, 3, H, W]` uint8, the images small, for witnesses that look at pixels; None where they were not
+            kept, and then nobody looks.
         reference: the fixed pairs to compare with; these pairs themselves where None.
     """
 
@@ -53,6 +55,7 @@ class PairFeatures:
     text: Features
     sha256: tuple[str, ...]
     phash: NDArray[np.uint64]
+    pictures: Tensor | None = None
     joint: bool = True
     local: bool = True
     reference: PairFeatures | None = field(default=None, repr=False)
@@ -60,8 +63,11 @@ class PairFeatures:
     def __post_init__(self) -> None:
         sizes = {len(self.keys), len(self.captions), len(self.image.pooled), len(self.text.pooled)}
         sizes |= {len(self.image.local), len(self.text.local), len(self.sha256), len(self.phash)}
+        sizes |= set() if self.pictures is None else {len(self.pictures)}
         if len(sizes) != 1:
             raise ValueError(f"pair features: fields of different lengths {sorted(sizes)}")
+        if (self.pictures is None) != (self.against.pictures is None):
+            raise ValueError("pair features: pictures both of the pairs and of their reference, or of neither")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -91,6 +97,12 @@ class PairFeatures:
         return distinct, np.array([place[caption] for caption in self.captions], np.int64)
 
     @cached_property
+    def kind_there(self) -> Tensor:
+        """`[n]` int64: which of the reference's distinct captions each pair carries, -1 for none of them."""
+        place = {caption: i for i, caption in enumerate(self.against.kinds[0])}
+        return torch.tensor([place.get(caption, -1) for caption in self.captions], dtype=torch.int64)
+
+    @cached_property
     def agreement(self) -> CaptionAgreement:
         """How alike captions are, with token weights counted over the reference's distinct captions."""
         return CaptionAgreement(self.kinds[0]) if self.reference is None else self.reference.agreement
@@ -105,6 +117,7 @@ class PairFeatures:
             Features(self.text.pooled[rows], self.text.local.take(rows)),
             tuple(self.sha256[i] for i in index),
             self.phash[rows.numpy()],
+            None if self.pictures is None else self.pictures[rows],
             self.joint,
             self.local,
             self.against,
@@ -176,7 +189,7 @@ class Detector(Protocol):
     Attributes:
         name: as in the registry and in columns (`<name>_score`, dashes made underscores).
         comparable: whether scores mean the same on another data set under the same encoder.
-        needs: what an encoder must offer: "joint" (image and text in one space), "local" (patches and tokens too).
+        needs: "joint" (an encoder with image and text in one space), "local" (patches and tokens too), "pictures".
     """
 
     name: ClassVar[str]
@@ -189,8 +202,9 @@ class Detector(Protocol):
 
 
 def applies(detector: type[Detector] | Detector, features: PairFeatures) -> bool:
-    """Whether the encoder behind `features` offers what the detector needs."""
+    """Whether `features` have what the detector needs."""
     offered = {"joint": features.joint, "local": features.joint and features.local}
+    offered["pictures"] = features.pictures is not None
     return all(offered[need] for need in detector.needs)
 
 

@@ -1,8 +1,8 @@
 """An ensemble by ranks: the mean, over its members, of the share of reference pairs that are less suspicious.
 
-Ranks because scores of different detectors have no common scale. The members are the two detectors whose score is a
-p-value of "this caption has nothing to do with this image", from independent witnesses: look-alikes and the encoder's
-own judgement. That is a choice on what they measure, not on how they fared. Members that the encoder cannot serve are
+Ranks because scores of different detectors have no common scale. The members are the detectors whose score is a
+p-value of "this caption has nothing to do with this image", by one witness each: what is alike to the encoder, what
+looks alike to nobody who was trained, and the encoder's own judgement. That is a choice on what they measure, not on how they fared. Members that lack what they need are
 left out.
 """
 
@@ -16,6 +16,7 @@ import torch
 from otcclip.detectors.base import Detector, PairFeatures, Scores, applies
 from otcclip.detectors.neighbour_ot import NeighbourOT
 from otcclip.detectors.own_rank import OwnRank
+from otcclip.detectors.untrained_neighbour import UntrainedNeighbour
 
 SCALE = 1024  # reference pairs that a score is ranked among: a share is then known to .1 %
 
@@ -28,7 +29,7 @@ class Ensemble:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, members: tuple[Detector, ...] | None = None) -> None:
-        self.members = members if members is not None else (NeighbourOT(), OwnRank())
+        self.members = members if members is not None else (NeighbourOT(), UntrainedNeighbour(), OwnRank())
 
     def score(self, features: PairFeatures) -> Scores:
         """See `Detector.score`."""

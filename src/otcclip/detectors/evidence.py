@@ -1,28 +1,35 @@
 """What all witnesses say of a pair together: a p-value, and from it the probability that its caption is a lie.
 
-p: look-alikes give one share, the encoder's own ranking another (where image and text share a space). For a caption
-that has nothing to do with its image each is uniform; Fisher's rule joins them, and a claim made by m copies of an
-image is held to m p (docs/method.md).
+p: what is alike to the encoder gives one share, what looks alike to nobody who was trained another, the encoder's own
+ranking a third (where image and text share a space, and the image is no crowd, of which it may have learned a copy).
+For a caption that has nothing to do with its image each is uniform; Fisher's rule joins them, and of a claim made m times
+the best of m draws counts, 1 - (1 - p)^m (Sidak, 1967; docs/method.md).
 
 lie: P(unrelated | p) = pi f0 / (pi f0 + (1 - pi) f1) with f0 = 1 (uniform) and f1 = a p^(a - 1). Two groups, one
 uniform and one piled up at 0: Efron's local false discovery rate ("Microarrays, Empirical Bayes and the Two-Groups
 Model", Statistical Science 2008), f1 as in Pounds and Morris (Bioinformatics 2003), the share of lies among all
-pairs as estimated by Storey (JRSS B 2002): pairs with p above one half, doubled. The prior `pi` is each caption's
-own, since poison is concentrated on the captions it argues for: the posteriors of the *other* pairs under that
-caption, shrunk towards the overall share by the weight of one pair. Posteriors and priors are iterated until they
-agree. Nothing here was chosen by looking at poison.
+pairs as estimated by Storey (JRSS B 2002): pairs with p above one half, doubled. The prior `pi` is each pair's own,
+since poison is concentrated: the worst record of what it has in common with others, its caption, its crowd, and a
+doubtful word that it uses unheard. A record is the posteriors of the *other* pairs (of a word: whether they use it
+unheard), shrunk towards the overall share by the weight of one pair. Posteriors and priors are iterated until they
+agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.special import expit
 
 from otcclip.detectors.base import PairFeatures
-from otcclip.detectors.look_alikes import look_alikes
+from otcclip.detectors.claims import claims
+from otcclip.detectors.doubt import doubt
+from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
 from otcclip.evidence.votes import combined_p
 
@@ -65,14 +72,45 @@ def p_values(features: PairFeatures) -> NDArray[np.float64]:
     """`[n]` in (0, 1] (computed once)."""
 
     def make() -> NDArray[np.float64]:
-        seen = look_alikes(features)
-        shares = [seen.own.double()]
+        found = claims(features)
+        shares = [look_alikes(features).own.double()]
+        if features.pictures is not None:
+            shares.append(untrained_vote(features).own.double())
+        p = combined_p(*shares)
         if features.joint:
-            shares.append(match(features).own_share.double())
-        joined: NDArray[np.float64] = (combined_p(*shares) * seen.copies).clamp(max=1.0).numpy()
-        return joined
+            p = torch.where(found.crowded, p, combined_p(*shares, match(features).own_share.double()))
+        at_best: NDArray[np.float64] = -np.expm1(found.made.double().numpy() * np.log1p(-p.clamp(max=MOST).numpy()))
+        return at_best
 
     return features.once("p-values", make)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What `n` pairs have in common with those of the reference.
+
+    Attributes:
+        kind, place: `[n]` int64, the caption and the pair itself in the reference; -1 outside it.
+        crowd: `[n, m]` bool. unheard, users: `[n]`, of `doubt`.
+    """
+
+    kind: NDArray[np.int64]
+    place: NDArray[np.int64]
+    crowd: sparse.csr_array
+    unheard: NDArray[np.int64]
+    users: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, features: PairFeatures) -> Ties:
+        against, kind = features.against, features.kind_there.numpy()
+        place = features.self_index.numpy().copy()
+        # A caption that was changed since stands for another pair in the record.
+        place[(place >= 0) & (against.kinds[1][place] != kind)] = -1
+        crowd, nobody = claims(features).crowd, np.zeros(len(features), np.int64)
+        if features.pictures is None:
+            return cls(kind, place, crowd, nobody, nobody)
+        words = doubt(features)
+        return cls(kind, place, crowd, words.unheard.numpy(), words.users.numpy())
 
 
 @dataclass(frozen=True)
@@ -84,44 +122,46 @@ class Record:
     lies: NDArray[np.float64]
     pairs: NDArray[np.int64]
 
-    def log_odds(
-        self, p: NDArray[np.float64], kind: NDArray[np.int64], place: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """`[n]`, the pair's own posterior left out of its prior; `kind`, `place` are -1 outside the reference."""
-        inside, known = place >= 0, kind >= 0
-        # A caption that was changed since stands for another pair in the record.
-        others = np.where(known, self.lies[kind] - np.where(inside, self.lie[place], 0.0), 0.0)
-        count = np.where(known, self.pairs[kind] - inside, 0)
-        prior = ((SHRINK * self.mixture.share + others) / (SHRINK + count)).clip(1 - MOST, MOST)
+    def prior(self, ties: Ties) -> NDArray[np.float64]:
+        """`[n]`, each pair's own posterior left out."""
+        inside, known = ties.place >= 0, ties.kind >= 0
+        others = np.where(known, self.lies[ties.kind] - np.where(inside, self.lie[ties.place], 0.0), 0.0)
+        caption = self._shrunk(others, np.where(known, self.pairs[ties.kind] - inside, 0))
+        members = np.diff(ties.crowd.indptr)
+        crowd = np.where(members > 0, self._shrunk(ties.crowd @ self.lie, members), 0.0)
+        word = np.where(ties.users > 0, self._shrunk(ties.unheard, ties.users), 0.0)
+        worst: NDArray[np.float64] = np.maximum.reduce([caption, crowd, word]).clip(1 - MOST, MOST)
+        return worst
+
+    def _shrunk(self, lies: NDArray[Any], pairs: NDArray[Any]) -> NDArray[np.float64]:
+        out: NDArray[np.float64] = (SHRINK * self.mixture.share + lies) / (SHRINK + pairs)
+        return out
+
+    def log_odds(self, p: NDArray[np.float64], ties: Ties) -> NDArray[np.float64]:
+        """`[n]` log odds of a lie."""
+        prior = self.prior(ties)
         out: NDArray[np.float64] = np.log(prior) - np.log1p(-prior) + self.mixture.log_ratio(p)
         return out
 
 
 def log_odds(features: PairFeatures) -> NDArray[np.float64]:
     """`[n]` log odds of "this caption has nothing to do with this image" (computed once)."""
-
-    def make() -> NDArray[np.float64]:
-        against = features.against
-        kinds = {caption: i for i, caption in enumerate(against.kinds[0])}
-        kind = np.array([kinds.get(caption, -1) for caption in features.captions], np.int64)
-        place = features.self_index.numpy().copy()
-        place[(place >= 0) & (against.kinds[1][place] != kind)] = -1
-        return _record(against).log_odds(p_values(features), kind, place)
-
-    return features.once("log odds", make)
+    return features.once(
+        "log odds", lambda: _record(features.against).log_odds(p_values(features), Ties.of(features))
+    )
 
 
 def _record(against: PairFeatures) -> Record:
     """Posteriors and priors of the reference made to agree, by expectation-maximisation."""
 
     def make() -> Record:
-        p, (kinds, kind) = p_values(against), against.kinds
+        p, (kinds, kind), ties = p_values(against), against.kinds, Ties.of(against)
         mixture = fit_mixture(p)
         pairs = np.bincount(kind, minlength=len(kinds)).astype(np.int64)
-        lie, everyone = mixture.posterior(p, mixture.share), np.arange(len(p))
+        lie = mixture.posterior(p, mixture.share)
         record = Record(mixture, lie, _sum_by(kind, lie, len(kinds)), pairs)
         for _ in range(ROUNDS):
-            lie = _sigmoid(record.log_odds(p, kind, everyone))
+            lie = _sigmoid(record.log_odds(p, ties))
             record = Record(mixture, lie, _sum_by(kind, lie, len(kinds)), pairs)
         return record
 

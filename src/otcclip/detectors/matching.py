@@ -71,8 +71,7 @@ def match(features: PairFeatures) -> Match:
         if (known := features.known(match, take_rows)) is not None:
             return known
         captions = pool(features).features
-        place = {caption: i for i, caption in enumerate(features.against.kinds[0])}
-        own = torch.tensor([place.get(caption, -1) for caption in features.captions], dtype=torch.int64)
+        own = features.kind_there
         parts = []
         for start in range(0, len(features), ROWS):
             rows = torch.arange(start, min(start + ROWS, len(features)))

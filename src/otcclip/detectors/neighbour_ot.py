@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from otcclip.detectors.base import PairFeatures, Scores, as_scores
+from otcclip.detectors.claims import claims
 from otcclip.detectors.look_alikes import look_alikes
 
 
@@ -22,5 +23,4 @@ class NeighbourOT:
 
     def score(self, features: PairFeatures) -> Scores:
         """See `Detector.score`."""
-        seen = look_alikes(features)
-        return as_scores(seen.own.double() * seen.copies)
+        return as_scores(look_alikes(features).own.double() * claims(features).made)

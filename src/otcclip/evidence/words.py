@@ -108,16 +108,14 @@ class Hearsay:
     Attributes:
         lacking: `[n, l]` bool, words that the pair uses unheard; of doubtful ones also those that it could have heard
             only from others who use them unheard.
-        share: `[v]`, of those who use a word that says much to them, how many use it unheard; 0 unless it is doubtful.
+        doubted: `[v]` bool, words that are mostly used unheard, and so unusually often.
+        unheard, weighty: `[v]` int64, pairs that use a word unheard, and pairs to which it says much.
     """
 
     lacking: Tensor
-    share: Tensor
-
-    @property
-    def doubted(self) -> Tensor:
-        """`[v]` bool, doubtful words: mostly used unheard, and so unusually often."""
-        return self.share > 0
+    doubted: Tensor
+    unheard: Tensor
+    weighty: Tensor
 
 
 def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Hearsay:
@@ -132,17 +130,16 @@ def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, vo
     used = torch.bincount(spoken[said], minlength=1)
     weighty = torch.bincount(spoken[much[caption_of]], minlength=len(used))
     often = torch.bincount(spoken[lacking], minlength=len(used))
-    if not bool(lacking.any()):
-        return Hearsay(lacking, torch.zeros(len(used)))
-    usual = torch.quantile(often[used > 0].float(), USUAL)
-    lacking, number = lacking.clone(), -1
+    doubted = torch.zeros(len(used), dtype=torch.bool)
+    usual = torch.quantile(often[used > 0].float(), USUAL) if bool(lacking.any()) else 0
+    lacking, number = lacking.clone(), 0
     while number < (number := int(lacking.sum())):  # ends: it only ever grows
         doubted = (often > usual) & (2 * often > weighty)
         suspect = said & doubted[spoken.clamp(min=0)]
         for votes in voters:
             lacking |= not_among(spoken, suspect & ~lacking, words, lacking, caption_of, votes)
         often = torch.bincount(spoken[lacking], minlength=len(used))
-    return Hearsay(lacking, torch.where(doubted, often / weighty.clamp(min=1), 0.0).clamp(max=1.0))
+    return Hearsay(lacking, doubted, often, weighty)
 
 
 def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Tensor:

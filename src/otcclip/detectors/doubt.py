@@ -1,0 +1,83 @@
+"""Words on credit: whether a pair uses a word that most of those who use it use without any look-alike using it.
+
+`evidence.words` against a fixed reference. There nobody is believed who uses a doubtful word unheard; here, where a
+probability is wanted, the others who use the word so are its record (`detectors.evidence`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otcclip.detectors.base import PairFeatures, take_rows
+from otcclip.detectors.claims import word_marginals
+from otcclip.detectors.look_alikes import untrained_vote
+from otcclip.evidence.words import NONE, Hearsay, hearsay, not_among, word_table
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Of `n` pairs, for the most doubtful of the words that each uses unheard; 0 where there is none.
+
+    Attributes:
+        unheard: `[n]` int64, other pairs of the reference that use it unheard.
+        users: `[n]` int64, other pairs to which it says much.
+    """
+
+    unheard: Tensor
+    users: Tensor
+
+
+def doubt(features: PairFeatures) -> Doubt:
+    """Look at every pair's words (computed once).
+
+    Raises:
+        ValueError: the features were kept without pictures.
+    """
+    return features.once("doubt", lambda: features.known(doubt, take_rows) or _doubt(features))
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    words: Tensor
+    much: Tensor
+    kind: Tensor
+    heard: Hearsay
+
+
+def _spoken(against: PairFeatures) -> _Spoken:
+    """The reference's words, by distinct caption, and what is known of them."""
+
+    def make() -> _Spoken:
+        words, much = word_table(against.agreement.marginals(against.kinds[0]))
+        kind, voters = torch.from_numpy(against.kinds[1]), untrained_vote(against).voters
+        nobody = torch.zeros(len(kind), words.shape[1], dtype=torch.bool)
+        lacking = _lacking(words[kind], much[kind], words, nobody, kind, voters)
+        return _Spoken(words, much, kind, hearsay(words, much, kind, lacking, voters.transpose(0, 1)))
+
+    return against.once("spoken", make)
+
+
+def _doubt(features: PairFeatures) -> Doubt:
+    there, voters = _spoken(features.against), untrained_vote(features).voters
+    words, much = word_table(word_marginals(features))
+    heard = there.heard
+    doubted = (words != NONE) & heard.doubted[words.clamp(min=0)]
+    nobody = torch.zeros_like(heard.lacking)
+    lacking = _lacking(words, much & doubted, there.words, nobody, there.kind, voters)
+    lacking |= _lacking(words, doubted & ~lacking, there.words, heard.lacking, there.kind, voters)
+    inside = (features.self_index >= 0).long()[:, None]
+    unheard = torch.where(lacking, heard.unheard[words.clamp(min=0)] - inside, 0)
+    users = torch.where(lacking, heard.weighty[words.clamp(min=0)] - inside, 0)
+    worst = (unheard / users.clamp(min=1)).argmax(dim=1, keepdim=True)
+    return Doubt(unheard.gather(1, worst)[:, 0], users.gather(1, worst)[:, 0])
+
+
+def _lacking(words: Tensor, asked: Tensor, spoken: Tensor, silent: Tensor, kind: Tensor, voters: Tensor) -> Tensor:
+    """`[n, l]` bool: the words asked about that in some view no look-alike has."""
+    out = torch.zeros_like(asked)
+    for votes in voters.unbind(1):
+        out |= not_among(words, asked & ~out, spoken, silent, kind, votes.contiguous())
+    return out
