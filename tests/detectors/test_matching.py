@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from otcclip.detectors import PairFeatures, make, match, pool
+from otcclip.evidence.captions import agreement_table
+from otcclip.evidence.copies import LIKE
 from otcclip.evidence.matching import EPSILON, ITERATIONS
 from otcclip.transport import pair_costs
 
@@ -30,11 +32,14 @@ def distances(features: PairFeatures) -> np.ndarray:
 def check(features: PairFeatures) -> None:
     d, found = distances(features), match(features)
     kinds = features.against.kinds[0]
+    words = features.against.agreement
+    like = agreement_table(words.marginals(features.captions), words.marginals(kinds)) >= LIKE
+    assert like.any() and not like.all()
     assert pool(features).first.tolist() == [features.against.captions.index(caption) for caption in kinds]
     for i, caption in enumerate(features.captions):
         own = found.own_distance[i].item()
         others = [c for c in range(len(kinds)) if kinds[c] != caption]
-        best, second = sorted(others, key=lambda c: d[i, c])[:2]
+        best, second = sorted((c for c in others if not like[i, c]), key=lambda c: d[i, c])[:2]
         assert found.best[i] == best
         np.testing.assert_allclose(found.best_distance[i], d[i, best], atol=1e-5)
         np.testing.assert_allclose(found.margin[i], d[i, second] - d[i, best], atol=1e-5)

@@ -1,7 +1,8 @@
 """The first pass: a unit's features on disk, so that the second can compare any pair with any other.
 
 A unit leaves two files in `features/`: `NAME.safetensors` (vectors in half precision and the images made small,
-memory-mapped when read) and `NAME.parquet` (key, caption, sha256, phash), written last: where it is, the unit is done. Bad pairs go to `skipped/`.
+memory-mapped when read) and `NAME.parquet` (key, caption, sha256, phash), written last: where it is, the unit is done.
+Bad pairs go to `skipped/`.
 """
 
 from __future__ import annotations
@@ -158,12 +159,10 @@ def _small(images: Tensor) -> Tensor:
         return images.contiguous()
     # In float: uint8 is resized in another way where the CPU has the instructions for it.
     small = F.interpolate(images.float(), size=(PICTURE, PICTURE), mode="bilinear", antialias=True, align_corners=False)
-    return small.round().clamp(0, 255).to(torch.uint8)
+    return small.round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
-def _tensors(
-    parts: list[_Part], text: Features | None, captions: list[str], carried: list[str]
-) -> dict[str, Tensor]:
+def _tensors(parts: list[_Part], text: Features | None, captions: list[str], carried: list[str]) -> dict[str, Tensor]:
     """As they are written; a text vector once for each distinct caption, `caption_of [n]` saying whose it is."""
     if not parts or text is None:
         return {"caption_of": torch.zeros(0, dtype=torch.int64)}

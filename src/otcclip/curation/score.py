@@ -28,6 +28,7 @@ from otcclip.detectors import (
     PairFeatures,
     applies,
     claims,
+    doubt,
     lie_probability,
     look_alikes,
     match,
@@ -35,6 +36,7 @@ from otcclip.detectors import (
     pool,
 )
 from otcclip.errors import UserError
+from otcclip.evidence.words import NONE
 from otcclip.models import Features
 from otcclip.transport import FeatureSets
 
@@ -124,6 +126,7 @@ def row_schema(detectors: Sequence[Detector]) -> pa.Schema:
             ("p_value", number),
             ("lie", number),
             ("copies", pa.int64()),
+            ("doubtful_word", text),
             ("own_distance", number),
             ("own_rank", pa.int64()),
         ]
@@ -190,6 +193,9 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         "p_value": p_values(pairs),
         "lie": lie,
         "copies": claims(pairs).made.numpy(),
+        "doubtful_word": [
+            against.agreement.names[word] if word != NONE else None for word in doubt(pairs).word.tolist()
+        ],
         "own_distance": [None] * n if ranked is None else ranked.own_distance.double().numpy(),
         "own_rank": [None] * n if ranked is None else _rank(ranked.own_share.numpy(), len(captions.first)),
         "best_key": best_key,

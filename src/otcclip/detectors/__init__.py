@@ -19,6 +19,7 @@ from otcclip.detectors.claims import Claims, claims
 from otcclip.detectors.clip_score import ClipScore
 from otcclip.detectors.conflicting_captions import ConflictingCaptions
 from otcclip.detectors.dao import Dao
+from otcclip.detectors.doubt import Doubt, doubt
 from otcclip.detectors.duplicate_captions import DuplicateCaptions
 from otcclip.detectors.ensemble import Ensemble
 from otcclip.detectors.evidence import lie_probability, p_values
@@ -68,12 +69,14 @@ __all__ = [
     "DETECTORS",
     "Claims",
     "Detector",
+    "Doubt",
     "LookAlikes",
     "Match",
     "PairFeatures",
     "Scores",
     "applies",
     "claims",
+    "doubt",
     "lie_probability",
     "look_alikes",
     "make",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,11 @@ class CaptionAgreement:
         self._size = max(2, len(captions))
         self._column = {word: i for i, word in enumerate(sorted(counts))}
         self._idf = {word: float(np.log(self._size / n)) for word, n in counts.items()}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The words of the fixed set, in the order of the marginals' columns."""
+        return tuple(self._column)
 
     def marginals(self, captions: Sequence[str]) -> sparse.csr_array:
         """`[u, v]` rows that sum to one, or below where words never seen in the fixed set take their share."""

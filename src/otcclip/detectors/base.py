@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from otcclip.detectors.agreement import CaptionAgreement
@@ -106,6 +107,11 @@ class PairFeatures:
     def agreement(self) -> CaptionAgreement:
         """How alike captions are, with token weights counted over the reference's distinct captions."""
         return CaptionAgreement(self.kinds[0]) if self.reference is None else self.reference.agreement
+
+    @cached_property
+    def words(self) -> sparse.csr_array:
+        """`[n, v]` the captions' words, weighed as in the reference."""
+        return self.agreement.marginals(self.captions)
 
     def take(self, rows: Tensor) -> PairFeatures:
         """The pairs at `rows`, compared with the same reference."""

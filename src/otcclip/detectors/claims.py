@@ -2,9 +2,9 @@
 reference.
 
 Near-duplicates of an image (to the encoder, or by their looks) do not vote on it, and neither do the other altered
-copies of a picture where they are a *crowd* (`evidence.copies`): more than is usual in the reference. A claim is made as
-often as there are near-duplicates under its very caption, or members of the crowd. Each pair is asked about by itself,
-so that what is found does not depend on the pairs that stand beside it.
+copies of a picture where they are a *crowd* (`evidence.copies`): more than is usual in the reference. A claim is made
+as often as there are near-duplicates under its very caption, or members of the crowd. Each pair is asked about by
+itself, so that what is found does not depend on the pairs that stand beside it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ class Claims:
     Attributes:
         made: `[n]` int64, how often each pair's claim is made, by itself too.
         crowded: `[n]` bool, pairs whose image is shown more often than is usual.
-        silent: `[n, m]` bool, who has no vote on a pair: itself, near-duplicates, the rest of its crowd.
+        silent: `[n, m]` bool, who has no vote on a pair: itself, near-duplicates by their looks, the rest of its crowd.
+        silent_to_encoder: `[n, m]` bool, the same and near-duplicates to the encoder.
         crowd: `[n, m]` bool, the rest of its crowd.
     """
 
     made: Tensor
     crowded: Tensor
     silent: sparse.csr_array
+    silent_to_encoder: sparse.csr_array
     crowd: sparse.csr_array
 
 
@@ -54,61 +56,81 @@ def claims(features: PairFeatures) -> Claims:
         among = crowded[found.row] & there[found.mate]
         shape = (len(features), len(against))
         crowd = _table(found.row[among], found.mate[among], shape)
-        return Claims(torch.where(crowded, found.shown, found.same), crowded, (found.twins + crowd).tocsr(), crowd)
+        silent = (found.twins + crowd).tocsr()
+        made = torch.where(crowded, found.shown, found.same)
+        return Claims(made, crowded, silent, (silent + found.twins_to_encoder).tocsr(), crowd)
 
     return features.once("claims", make)
 
 
 def _take(found: Claims, rows: Tensor) -> Claims:
     at = rows.numpy()
-    return Claims(found.made[rows], found.crowded[rows], found.silent[at], found.crowd[at])
+    tables = (found.silent, found.silent_to_encoder, found.crowd)
+    return Claims(found.made[rows], found.crowded[rows], *(table[at] for table in tables))
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """How often each pair's picture and its claim are there (`[n]` int64); `twins [n, m]`: itself and near-duplicates;
-    `row`, `mate` `[l]`: other pairs of the reference that show a pair's picture and make a like claim."""
+    """How often each pair's picture and its claim are there, `[n]` int64; `[n, m]`, itself and duplicates by looks,
+    and those to the encoder; `row`, `mate` `[l]`, who else in the reference shows a pair's picture with a like claim.
+    """
 
     shown: Tensor
     same: Tensor
     twins: sparse.csr_array
+    twins_to_encoder: sparse.csr_array
     row: Tensor
     mate: Tensor
+
+
+Pairs = tuple[Tensor, Tensor]  # rows of the pairs asked about, and of the reference
+
+
+def _joined(parts: tuple[Pairs, ...]) -> Pairs:
+    rows, images = zip(*parts, strict=True)
+    return torch.cat(rows), torch.cat(images)
 
 
 def _shown(features: PairFeatures) -> _Shown:
     def make() -> _Shown:
         parts = [_of_rows(features, slice(a, a + ROWS)) for a in range(0, len(features), ROWS)]
-        row, twin, mate_row, mate = (torch.cat(part) for part in zip(*parts, strict=True))
-        n, own = len(features), features.self_index
-        stranger = (own < 0).long()  # who is in the reference is his own twin there
-        same = features.against.kinds[1][twin.numpy()] == features.kind_there[row].numpy()
-        made = torch.bincount(row[torch.from_numpy(same)], minlength=n) + stranger
-        shown = torch.bincount(mate_row, minlength=n) + 1
-        return _Shown(shown, made.clamp_min(1), _table(row, twin, (n, len(features.against))), mate_row, mate)
+        looks, encoder, mates = (_joined(pairs) for pairs in zip(*parts, strict=True))
+        n, shape = len(features), (len(features), len(features.against))
+        twins, to_encoder = _table(*looks, shape), _table(*encoder, shape)
+        # Who is in the reference is his own twin there.
+        made = _same_claim(features, (twins + to_encoder).tocoo()) + (features.self_index < 0).long()
+        return _Shown(torch.bincount(mates[0], minlength=n) + 1, made, twins, to_encoder, *mates)
 
     return features.once("shown", make)
 
 
-def _of_rows(features: PairFeatures, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of some pairs: themselves and near-duplicates `(row, image)`, then who shows the same and claims the like."""
+def _same_claim(features: PairFeatures, twins: sparse.coo_array) -> Tensor:
+    """`[n]` how many of a pair's twins carry its very caption; a pair whose caption was changed since counts itself."""
+    same = features.against.kinds[1][twins.col] == features.kind_there.numpy()[twins.row]
+    found = np.bincount(twins.row[same], minlength=len(features))
+    return torch.from_numpy(found).clamp_min((features.self_index >= 0).long())
+
+
+def _of_rows(features: PairFeatures, rows: slice) -> tuple[Pairs, Pairs, Pairs]:
+    """Of some pairs: themselves and near-duplicates by looks; near-duplicates to the encoder; mates (`_Shown`)."""
     against = features.against
-    place = torch.arange(len(features))[rows]
-    own = features.self_index[rows]
-    twins = (encoder_views(features)[0][rows] @ encoder_views(against)[0].T) > NEAR_DUPLICATE
-    alike = None
-    if features.pictures is not None:
-        alike = (picture_views(features)[0][rows] @ picture_views(against)[0].T).float()
-        twins |= alike > NEAR_DUPLICATE
+    place, own = torch.arange(len(features))[rows], features.self_index[rows]
     inside = torch.nonzero(own >= 0)[:, 0]
-    twins[inside, own[inside]] = True
-    row, twin = twins.nonzero(as_tuple=True)
-    if alike is None:
+    itself = place[inside], own[inside]
+    twins = (encoder_views(features)[0][rows] @ encoder_views(against)[0].T) > NEAR_DUPLICATE
+    row, image = twins.nonzero(as_tuple=True)
+    to_encoder = place[row], image
+    if features.pictures is None:
         nobody = torch.empty(0, dtype=torch.int64)
-        return place[row], twin, nobody, nobody
-    like = _like(features, place[row], twin) & (twin != own[row])
+        return itself, to_encoder, (nobody, nobody)
+    alike = (picture_views(features)[0][rows] @ picture_views(against)[0].T).float()
+    twins = alike > NEAR_DUPLICATE
+    twins[inside, own[inside]] = True
+    row, image = twins.nonzero(as_tuple=True)
+    like = _like(features, place[row], image) & (image != own[row])
     copy_row, copy = _copies(features, rows, alike.masked_fill_(twins, -2.0))
-    return place[row], twin, place[torch.cat([row[like], copy_row])], torch.cat([twin[like], copy])
+    mates = place[torch.cat([row[like], copy_row])], torch.cat([image[like], copy])
+    return (place[row], image), to_encoder, mates
 
 
 def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,13 +154,8 @@ def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor,
 
 def _like(features: PairFeatures, rows: Tensor, images: Tensor) -> Tensor:
     """`[l]` bool: whether the pairs `rows` make claims like those of the reference's `images`."""
-    mine, theirs = word_marginals(features), word_marginals(features.against)
+    mine, theirs = features.words, features.against.words
     return torch.from_numpy(CaptionAgreement.paired(mine[rows.numpy()], theirs[images.numpy()])) >= LIKE
-
-
-def word_marginals(features: PairFeatures) -> sparse.csr_array:
-    """`[n, v]` the captions' words, weighed as in the reference (computed once)."""
-    return features.once("words", lambda: features.agreement.marginals(features.captions))
 
 
 def _table(row: Tensor, column: Tensor, shape: tuple[int, int]) -> sparse.csr_array:

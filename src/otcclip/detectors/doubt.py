@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 from otcclip.detectors.base import PairFeatures, take_rows
-from otcclip.detectors.claims import word_marginals
 from otcclip.detectors.look_alikes import untrained_vote
 from otcclip.evidence.words import NONE, Hearsay, hearsay, not_among, word_table
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """Of `n` pairs, for the most doubtful of the words that each uses unheard; 0 where there is none.
+    """Of `n` pairs, for the most doubtful of the words that each uses unheard.
 
     Attributes:
-        unheard: `[n]` int64, other pairs of the reference that use it unheard.
-        users: `[n]` int64, other pairs to which it says much.
+        word: `[n]` int64, which it is (`CaptionAgreement.names`); `NONE` where there is none, and then nobody uses it.
+        users: `[n]` int64, other pairs of the reference to which it says much.
+        unheard: `[n]` int64, those of them that use it unheard.
     """
 
-    unheard: Tensor
+    word: Tensor
     users: Tensor
+    unheard: Tensor
 
 
 def doubt(features: PairFeatures) -> Doubt:
@@ -62,17 +63,19 @@ def _spoken(against: PairFeatures) -> _Spoken:
 
 def _doubt(features: PairFeatures) -> Doubt:
     there, voters = _spoken(features.against), untrained_vote(features).voters
-    words, much = word_table(word_marginals(features))
+    words, much = word_table(features.words)
     heard = there.heard
     doubted = (words != NONE) & heard.doubted[words.clamp(min=0)]
     nobody = torch.zeros_like(heard.lacking)
     lacking = _lacking(words, much & doubted, there.words, nobody, there.kind, voters)
     lacking |= _lacking(words, doubted & ~lacking, there.words, heard.lacking, there.kind, voters)
-    inside = (features.self_index >= 0).long()[:, None]
-    unheard = torch.where(lacking, heard.unheard[words.clamp(min=0)] - inside, 0)
-    users = torch.where(lacking, heard.weighty[words.clamp(min=0)] - inside, 0)
+    place = words.clamp(min=0)
+    inside = ((features.self_index >= 0)[:, None] & much).long()
+    users = torch.where(lacking, heard.weighty[place] - inside, 0)
+    unheard = torch.where(lacking, heard.unheard[place] - inside, 0)
     worst = (unheard / users.clamp(min=1)).argmax(dim=1, keepdim=True)
-    return Doubt(unheard.gather(1, worst)[:, 0], users.gather(1, worst)[:, 0])
+    word = torch.where(users > 0, words, NONE)
+    return Doubt(*(of.gather(1, worst)[:, 0] for of in (word, users, unheard)))
 
 
 def _lacking(words: Tensor, asked: Tensor, spoken: Tensor, silent: Tensor, kind: Tensor, voters: Tensor) -> Tensor:

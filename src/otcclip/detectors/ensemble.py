@@ -2,8 +2,8 @@
 
 Ranks because scores of different detectors have no common scale. The members are the detectors whose score is a
 p-value of "this caption has nothing to do with this image", by one witness each: what is alike to the encoder, what
-looks alike to nobody who was trained, and the encoder's own judgement. That is a choice on what they measure, not on how they fared. Members that lack what they need are
-left out.
+looks alike to nobody who was trained, and the encoder's own judgement. That is a choice on what they measure, not on
+how they fared. Members that lack what they need are left out.
 """
 
 from __future__ import annotations

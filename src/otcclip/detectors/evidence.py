@@ -2,8 +2,9 @@
 
 p: what is alike to the encoder gives one share, what looks alike to nobody who was trained another, the encoder's own
 ranking a third (where image and text share a space, and the image is no crowd, of which it may have learned a copy).
-For a caption that has nothing to do with its image each is uniform; Fisher's rule joins them, and of a claim made m times
-the best of m draws counts, 1 - (1 - p)^m (Sidak, 1967; docs/method.md).
+For a caption that has nothing to do with its image each is uniform; Fisher's rule joins them. A claim that is made m
+times is the best of some draws, 1 - (1 - p)^k (Sidak, 1967): of one, were they all alike, and of m, were they
+independent. Copies of one picture are neither: k is the mean of the two that a ratio has, the square root of m.
 
 lie: P(unrelated | p) = pi f0 / (pi f0 + (1 - pi) f1) with f0 = 1 (uniform) and f1 = a p^(a - 1). Two groups, one
 uniform and one piled up at 0: Efron's local false discovery rate ("Microarrays, Empirical Bayes and the Two-Groups
@@ -79,7 +80,8 @@ def p_values(features: PairFeatures) -> NDArray[np.float64]:
         p = combined_p(*shares)
         if features.joint:
             p = torch.where(found.crowded, p, combined_p(*shares, match(features).own_share.double()))
-        at_best: NDArray[np.float64] = -np.expm1(found.made.double().numpy() * np.log1p(-p.clamp(max=MOST).numpy()))
+        draws = found.made.double().sqrt().numpy()
+        at_best: NDArray[np.float64] = -np.expm1(draws * np.log1p(-p.clamp(max=MOST).numpy()))
         return at_best
 
     return features.once("p-values", make)
@@ -146,9 +148,7 @@ class Record:
 
 def log_odds(features: PairFeatures) -> NDArray[np.float64]:
     """`[n]` log odds of "this caption has nothing to do with this image" (computed once)."""
-    return features.once(
-        "log odds", lambda: _record(features.against).log_odds(p_values(features), Ties.of(features))
-    )
+    return features.once("log odds", lambda: _record(features.against).log_odds(p_values(features), Ties.of(features)))
 
 
 def _record(against: PairFeatures) -> Record:

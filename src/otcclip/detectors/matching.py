@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
+from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures, take_rows
+from otcclip.evidence.copies import LIKE
 from otcclip.evidence.matching import EPSILON, ITERATIONS, LOCAL_SHARE, SCREEN, candidate_costs
 from otcclip.models.two_tower import Features
 from otcclip.transport import pair_costs
@@ -33,9 +37,9 @@ class Match:
     """Captions ranked by d for `n` images.
 
     Attributes:
-        best: `[n]` int64 into the pool: the nearest caption other than the pair's own.
-        best_distance: `[n]`, its d; infinite where the pool has no other.
-        margin: `[n]`, d of the next one after it, other than the own, minus `best_distance`.
+        best: `[n]` int64 into the pool: the nearest caption that does not say nearly the same as the pair's own.
+        best_distance: `[n]`, its d; infinite where there is none among the nearest.
+        margin: `[n]`, d of the next such one after it, minus `best_distance`.
         own_distance: `[n]`, d of the pair's own caption.
         own_ot: `[n]`, its transport term alone; NaN where local vectors are not comparable.
         own_share: `[n]` in (0, 1], share of the pool at least as near as the own caption.
@@ -70,20 +74,30 @@ def match(features: PairFeatures) -> Match:
     def make() -> Match:
         if (known := features.known(match, take_rows)) is not None:
             return known
-        captions = pool(features).features
+        captions, said = pool(features).features, features.against.words[pool(features).first.numpy()]
         own = features.kind_there
         parts = []
         for start in range(0, len(features), ROWS):
             rows = torch.arange(start, min(start + ROWS, len(features)))
             image = Features(features.image.pooled[rows], features.image.local.take(rows).to(torch.float32))
             text = Features(features.text.pooled[rows], features.text.local.take(rows).to(torch.float32))
-            parts.append(_match(image, text, captions, own[rows], LOCAL_SHARE if features.local else 0.0))
+            share = LOCAL_SHARE if features.local else 0.0
+            parts.append(_match(image, text, captions, own[rows], features.words[rows.numpy()], said, share))
         return Match(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Match)))
 
     return features.once("match", make)
 
 
-def _match(image: Features, text: Features, captions: Features, own: Tensor, local_share: float) -> Match:
+def _match(
+    image: Features,
+    text: Features,
+    captions: Features,
+    own: Tensor,
+    words: sparse.csr_array,
+    said: sparse.csr_array,
+    local_share: float,
+) -> Match:
+    """Rank `captions`, in words `said [u, v]`, for images whose own are `words [n, v]`, `own [n]` among them or -1."""
     u = len(captions.pooled)
     cosine = image.pooled @ captions.pooled.T
     known = torch.nonzero(own >= 0)[:, 0]
@@ -102,7 +116,15 @@ def _match(image: Features, text: Features, captions: Features, own: Tensor, loc
     # Inside the screen d decides; a caption outside it keeps its place by the pooled term.
     inside = is_own.any(dim=1) | (mine > cosine.gather(1, columns[:, -1:])[:, 0])
     nearer = torch.where(inside, (d < own_d[:, None]).sum(dim=1), above)
-    two = d.topk(min(2, d.shape[1]), dim=1, largest=False)
+    other = d.masked_fill(_like(words, said, columns), torch.inf)
+    two = other.topk(min(2, d.shape[1]), dim=1, largest=False)
     best = columns.gather(1, two.indices[:, :1])[:, 0]
     margin = two.values[:, -1] - two.values[:, 0] if d.shape[1] > 1 else torch.zeros_like(own_d)
     return Match(best, two.values[:, 0], margin.nan_to_num(0.0, posinf=0.0), own_d, own_ot, (nearer + 0.5) / u)
+
+
+def _like(words: sparse.csr_array, said: sparse.csr_array, columns: Tensor) -> Tensor:
+    """`[n, k]` bool: whether the captions at `columns [n, k]` of `said` say nearly what those in `words [n, v]` say."""
+    n, k = columns.shape
+    agreed = CaptionAgreement.paired(words[np.repeat(np.arange(n), k)], said[columns.flatten().numpy()])
+    return torch.from_numpy(agreed).view(n, k) >= LIKE

@@ -60,7 +60,7 @@ def electorate(against: PairFeatures) -> Electorate:
 
 @dataclass(frozen=True)
 class Vote:
-    """One view of the pairs `rows`: their voters `[r, k]`, nearest first, what each vote weighs, and how well each caption
+    """Of `r` pairs in one view: their voters `[r, k]`, nearest first, what each vote weighs, and how well each caption
     asked about is liked `[r, a]`."""
 
     voters: Tensor
@@ -69,15 +69,20 @@ class Vote:
 
 
 def poll(
-    features: PairFeatures, mine: Tensor, theirs: Tensor, neighbours: int, sharpness: float
+    features: PairFeatures,
+    mine: Tensor,
+    theirs: Tensor,
+    silent: sparse.csr_array,
+    neighbours: int,
+    sharpness: float,
 ) -> Iterator[tuple[slice, list[Vote]]]:
     """Let each pair's look-alikes vote, a block of pairs at a time, once in each view.
 
     Args:
-        mine: `[v, n, d]`, theirs: `[v, m, d]` unit vectors. neighbours: voters a pair. sharpness: cosine difference at
-            which a voter's weight falls by e.
+        mine: `[v, n, d]`, theirs: `[v, m, d]` unit vectors. silent: `[n, m]` bool, who has no vote on whom.
+        neighbours: voters a pair. sharpness: cosine difference at which a voter's weight falls by e.
     """
-    voting, silent = electorate(features.against), claims(features).silent
+    voting = electorate(features.against)
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
         apart = silent[rows].tocoo()

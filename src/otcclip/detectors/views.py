@@ -33,9 +33,7 @@ def encoder_views(features: PairFeatures) -> Tensor:
 
 
 def _mean(features: PairFeatures) -> Tensor:
-    return features.once(
-        "mean of encoder's views", lambda: torch.stack([x.mean(dim=0) for x in _uncentred(features)])
-    )
+    return features.once("mean of encoder's views", lambda: torch.stack([x.mean(dim=0) for x in _uncentred(features)]))
 
 
 def _uncentred(features: PairFeatures) -> list[Tensor]:
@@ -84,7 +82,10 @@ def picture_views(features: PairFeatures) -> Tensor:
         if features.against is not features:
             means = _described(features.against)[1]
             return torch.stack(
-                [seen.vectors(mean) for (_, seen), mean in zip(describe(_pictures(features), views()), means, strict=True)]
+                [
+                    seen.vectors(mean)
+                    for (_, seen), mean in zip(describe(_pictures(features), views()), means, strict=True)
+                ]
             )
         return _described(features)[0]
 

@@ -109,13 +109,13 @@ class Hearsay:
         lacking: `[n, l]` bool, words that the pair uses unheard; of doubtful ones also those that it could have heard
             only from others who use them unheard.
         doubted: `[v]` bool, words that are mostly used unheard, and so unusually often.
-        unheard, weighty: `[v]` int64, pairs that use a word unheard, and pairs to which it says much.
+        weighty: `[v]` int64, pairs to which a word says much; unheard: `[v]`, those of them that use it unheard.
     """
 
     lacking: Tensor
     doubted: Tensor
-    unheard: Tensor
     weighty: Tensor
+    unheard: Tensor
 
 
 def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Hearsay:
@@ -139,7 +139,8 @@ def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, vo
         for votes in voters:
             lacking |= not_among(spoken, suspect & ~lacking, words, lacking, caption_of, votes)
         often = torch.bincount(spoken[lacking], minlength=len(used))
-    return Hearsay(lacking, doubted, often, weighty)
+    unheard = torch.bincount(spoken[lacking & much[caption_of]], minlength=len(used))
+    return Hearsay(lacking, doubted, weighty, unheard)
 
 
 def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def _data(scan: ScanFiles, album: Album) -> dict[str, Any]:
         "best": [clean(caption, CAPTION) for caption in rows["best_caption"].to_pylist()],
         "action": [ACTIONS.index(name) for name in rows["action"].to_pylist()],
         "copies": rows["copies"].to_pylist(),
+        "word": [word and clean(word, 40) for word in rows["doubtful_word"].to_pylist()],
         "scores": {
             name: _short(rows[column].to_pylist())
             for name, column in {"lie": "lie", "p-value": "p_value", **scan.scores}.items()

@@ -17,7 +17,7 @@ from otcclip.report.words import clean
 
 MOST_ROWS = 100_000
 ACTIONS = ("keep", "re-pair", "drop")
-NEEDED = ("key", "caption", "p_value", "lie", "copies", "best_caption", "action", "new_caption")
+NEEDED = ("key", "caption", "p_value", "lie", "copies", "doubtful_word", "best_caption", "action", "new_caption")
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,17 @@ def _reasons(table: pa.Table, distrusted: np.ndarray, alpha: float) -> dict[str,
 
     copies = column("copies")
     assert copies is not None
-    votes, own, conflict = map(column, ("neighbour_ot_score", "own_rank_score", "conflicting_captions_score"))
-    found = {"the same claim is made by several copies of the image": copies > 1}
+    votes, looks, own, conflict = map(
+        column, ("neighbour_ot_score", "untrained_neighbour_score", "own_rank_score", "conflicting_captions_score")
+    )
+    found = {
+        "the same claim is made by several copies of the image": copies > 1,
+        "a word is used that most use without having seen it": table["doubtful_word"].is_valid().to_numpy(),
+    }
     if votes is not None:
-        found["look-alikes carry other captions"] = votes / copies > alpha
+        found["images alike to the encoder carry other captions"] = votes / copies > alpha
+    if looks is not None:
+        found["images that look alike carry other captions"] = looks / copies > alpha
     if own is not None:
         found["the encoder finds other captions nearer"] = own > alpha
     if conflict is not None:

@@ -43,6 +43,7 @@
     const marks = el("p", "marks");
     marks.append(el("span", `mark ${action}`, action));
     if (attack) marks.append(el("span", "mark poison", `poison: ${attack}`));
+    if (data.word[i]) marks.append(el("span", "copies", `doubtful word: ${data.word[i]}`));
     if (data.copies[i] > 1) marks.append(el("span", "copies", `${data.copies[i]} copies`));
     words.append(marks, el("p", action === "keep" ? "caption" : "caption gone", data.caption[i]));
     if (action === "re-pair") words.append(el("p", "caption new", `→ ${data.best[i]}`));

@@ -1,0 +1,140 @@
+"""Who makes the same claim, what looks alike, and words on credit: against a fixed reference, by pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from otcclip.detectors import PairFeatures, claims, doubt, make, p_values
+from otcclip.detectors.evidence import MOST, Ties, _record, log_odds
+from otcclip.detectors.look_alikes import look_alikes, untrained_vote
+from otcclip.detectors.matching import match
+from otcclip.evidence.votes import combined_p
+
+Make = Callable[..., PairFeatures]
+CLASSES = 12
+
+
+def drawings(kinds: torch.Tensor, seed: int, noise: float = 0.45) -> torch.Tensor:
+    """`[n, 3, 64, 64]` uint8: one scene a kind, each time drawn a little differently."""
+    rng = torch.Generator().manual_seed(seed)
+    scenes = torch.rand(int(kinds.max()) + 1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    mixed = (1 - noise) * scenes[kinds] + noise * torch.rand(len(kinds), 3, 8, 8, generator=rng)
+    return (F.interpolate(mixed, size=(64, 64), mode="bilinear") * 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def honest(make_features: Make) -> PairFeatures:
+    """120 pairs of twelve things, each thing's pictures alike."""
+    return replace(make_features(120, classes=CLASSES, noise=1.5), pictures=drawings(torch.arange(120) % CLASSES, 1))
+
+
+def crowd(features: PairFeatures, rows: list[int], captions: list[str]) -> PairFeatures:
+    """The pictures of `rows` become one picture, moved; their captions become `captions`."""
+    assert features.pictures is not None
+    pictures = features.pictures.clone()
+    one = drawings(torch.tensor([40]), 3)[0]
+    for place, row in enumerate(rows):
+        pictures[row] = one.roll((2 * (place % 3) - 2, 2 * (place // 3) - 2), dims=(1, 2))
+    said = list(features.captions)
+    for row, caption in zip(rows, captions, strict=True):
+        said[row] = caption
+    return replace(features, pictures=pictures, captions=tuple(said))
+
+
+def test_altered_copies_with_like_claims_are_a_crowd(honest: PairFeatures) -> None:
+    rows = [0, 13, 26, 39, 52, 65, 78]
+    found = claims(crowd(honest, rows, [f"violin concert{i}" for i in range(7)]))
+    assert found.crowded[rows].all() and found.made[rows].tolist() == [7] * 7
+    for row in rows:
+        assert set(found.crowd[[row]].indices) == set(rows) - {row}
+        assert set(found.silent[[row]].indices) >= set(rows)
+    others = [i for i in range(120) if i not in rows]
+    assert not found.crowded[others].any()
+    assert not set(found.crowd[others].indices)
+
+
+def test_the_same_copies_under_unlike_claims_are_none(honest: PairFeatures) -> None:
+    rows = [0, 13, 26, 39, 52, 65, 78]
+    found = claims(crowd(honest, rows, [f"word{i} other{i}" for i in range(7)]))
+    assert not found.crowded.any()
+
+
+def test_a_copy_that_is_not_in_the_reference_is_told_by_itself(honest: PairFeatures) -> None:
+    rows = [0, 13, 26, 39, 52, 65, 78]
+    full = crowd(honest, rows, [f"violin concert{i}" for i in range(7)])
+    inside = torch.tensor([i for i in range(120) if i != 78])
+    against = replace(full.take(inside), reference=None)
+    alone = claims(replace(full.take(torch.tensor([78, 1])), reference=against))
+    assert alone.crowded.tolist() == [True, False] and alone.made.tolist()[0] == 7
+    assert [against.keys[j] for j in alone.crowd[[0]].indices] == [full.keys[i] for i in rows[:-1]]
+
+
+def test_what_looks_alike_bears_out_true_captions_and_no_false_ones(honest: PairFeatures) -> None:
+    wrong = [3, 40, 77]
+    said = list(honest.captions)
+    for row in wrong:
+        said[row] = honest.captions[(row + 5) % 120]
+    own = untrained_vote(replace(honest, captions=tuple(said))).own
+    right = [i for i in range(120) if i not in wrong]
+    assert own[wrong].min() > 0.3 and own[right].median() < 0.2
+    score = make("untrained-neighbour").score(honest)
+    np.testing.assert_allclose(score, untrained_vote(honest).own.double() * claims(honest).made)
+
+
+def test_without_pictures_nobody_looks(make_features: Make) -> None:
+    features = make_features(30)
+    with pytest.raises(ValueError, match="without pictures"):
+        untrained_vote(features)
+    with pytest.raises(ValueError, match="of neither"):
+        replace(features, pictures=drawings(torch.arange(30) % 8, 1), reference=make_features(30))
+    assert not claims(features).crowded.any() and np.isfinite(log_odds(features)).all()
+
+
+def test_witnesses_are_joined_by_fisher_and_claims_often_made_are_the_best_of_some_draws(honest: PairFeatures) -> None:
+    rows = [0, 13, 26, 39, 52, 65, 78]
+    features = crowd(honest, rows, [f"violin concert{i}" for i in range(7)])
+    seen, looks, ranked = look_alikes(features).own, untrained_vote(features).own, match(features).own_share
+    found = claims(features)
+    for i in (*rows[:2], 1, 2):
+        shares = [seen[i].double(), looks[i].double()] + ([] if i in rows else [ranked[i].double()])
+        p = float(combined_p(*(share[None] for share in shares)))
+        expected = 1 - (1 - min(p, MOST)) ** int(found.made[i]) ** 0.5
+        np.testing.assert_allclose(p_values(features)[i], expected, rtol=1e-6)
+
+
+def test_a_word_that_most_use_unheard_is_doubted_where_it_is_unheard(make_features: Make) -> None:
+    """A name stands under pictures of everything; ten pictures of one thing have it rightly."""
+    n, things = 480, 48
+    honest = replace(make_features(n, classes=things, noise=1.5), pictures=drawings(torch.arange(n) % things, 1))
+    said = [f"{caption} id{i}" for i, caption in enumerate(honest.captions)]
+    liars, right = [i for i in range(0, n, 19) if i % things != 7], list(range(7, n, things))
+    for row in (*liars, *right):
+        said[row] = f"banana {said[row]}"
+    features = replace(honest, captions=tuple(said))
+    found = doubt(features)
+    names = [features.agreement.names[word] if word >= 0 else "" for word in found.word.tolist()]
+    caught = [row for row in range(n) if names[row] == "banana"]
+    assert set(caught) <= set(liars) and len(caught) > 0.8 * len(liars)
+    users = len(liars) + len(right)
+    assert found.users[caught].tolist() == [users - 1] * len(caught)
+    assert found.unheard[caught].tolist() == [len(caught) - 1] * len(caught)
+    stranger = replace(features.take(torch.tensor(caught[:1])), keys=("new",))
+    assert doubt(stranger).users.tolist() == [users] and doubt(stranger).unheard.tolist() == [len(caught)]
+
+
+def test_the_prior_is_the_worst_record_of_caption_crowd_and_word(honest: PairFeatures) -> None:
+    rows = [0, 13, 26, 39, 52, 65, 78]
+    features = crowd(honest, rows, [f"violin concert{i}" for i in range(7)])
+    record = _record(features)
+    ties = Ties.of(features)
+    ties = replace(ties, users=np.where(np.arange(120) == 5, 9, 0), unheard=np.where(np.arange(120) == 5, 8, 0))
+    prior, share = record.prior(ties), record.mixture.share
+    mates = record.lie[rows[1:]].sum()
+    np.testing.assert_allclose(prior[0], max(share, (share + mates) / 7))
+    np.testing.assert_allclose(prior[5], max((share + 8) / 10, record.prior(Ties.of(features))[5]))
