@@ -50,6 +50,7 @@ def simulate(folder: Path, rows: int) -> None:
             "text_local": text.repeat_interleave(3, 0),
             "text_offsets": torch.arange(401) * 3,
             "caption_of": kind,
+            "pictures": (F.interpolate(torch.rand(UNIT, 3, 8, 8, generator=draw), size=(64, 64)) * 255).to(torch.uint8),
         }
         save_file(tensors, folder / "features" / f"{unit.name}.safetensors")
         columns = {

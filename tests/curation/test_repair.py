@@ -28,21 +28,24 @@ def written(shards: Path, manifest: Path) -> list[tuple[str, str, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("lie", "place", "margin", "action"),
+    ("lie", "nominee", "place", "margin", "action"),
     [
-        (0.02, 1.0, 0.5, "keep"),
-        (0.021, 1.0, 0.5, "drop"),
-        (0.5, 1.5, 0.02, "re-pair"),
-        (0.49, 1.0, 0.5, "drop"),
-        (0.9, 1.6, 0.5, "drop"),
-        (0.9, 1.0, 0.019, "drop"),
-        (0.9, 1.0, np.nan, "re-pair"),
+        (0.02, 0.0, 1.0, 0.5, "keep"),
+        (0.021, 0.0, 1.0, 0.5, "drop"),
+        (0.5, 0.49, 1.5, 0.02, "re-pair"),
+        (0.5, 0.5, 1.5, 0.02, "drop"),
+        (0.49, 0.0, 1.0, 0.5, "drop"),
+        (0.9, 0.0, 1.6, 0.5, "drop"),
+        (0.9, 0.0, np.nan, 0.5, "drop"),
+        (0.9, 0.0, 1.0, 0.019, "drop"),
+        (0.9, 0.0, 1.0, np.nan, "re-pair"),
     ],
 )
-def test_the_rule(lie: float, place: float, margin: float, action: str) -> None:
-    assert Rule().decide(np.array([lie]), np.array([place]), np.array([margin])).tolist() == [action]
+def test_the_rule(lie: float, nominee: float, place: float, margin: float, action: str) -> None:
+    levels = [np.array([value]) for value in (lie, nominee, place, margin)]
+    assert Rule().decide(*levels).tolist() == [action]
     if action == "re-pair":
-        assert Rule(repair=False).decide(*(np.array([v]) for v in (lie, place, margin))).tolist() == ["drop"]
+        assert Rule(repair=False).decide(*levels).tolist() == ["drop"]
 
 
 @pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"alpha": 0.6}, {"likely": 1.1}, {"seconded": 0.5}, {"margin": -1.0}])

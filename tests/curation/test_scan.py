@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from otcclip.attacks import PoisonRecord, write_records
 from otcclip.curation import Rule, Scan, ScanOptions
@@ -60,8 +63,8 @@ def test_what_the_encoder_cannot_serve_is_null_and_the_rest_is_not(scan: Scan) -
 
 def test_actions_are_the_rule_applied_to_the_columns(scan: Scan) -> None:
     table = scan.table()
-    lie, place = (table[name].to_numpy() for name in ("lie", "best_place"))
-    assert table["action"].to_pylist() == LEVELS.decide(lie, place, np.full(len(lie), np.nan)).tolist()
+    levels = [table[name].to_numpy() for name in ("lie", "best_lie", "best_place")]
+    assert table["action"].to_pylist() == LEVELS.decide(*levels, np.full(len(table), np.nan)).tolist()
 
 
 def test_save_and_load(scan: Scan, tmp_path: Path) -> None:
@@ -223,3 +226,28 @@ def test_throughput_adds_up(scan: Scan) -> None:
     np.testing.assert_allclose(speed["pairs_per_second"] * speed["seconds"], 480)
     assert json.loads((scan.folder / "scan.json").read_text())["encoder"] == {"model": "toy", "image_size": 64}
     assert pq.read_metadata(scan.folder / "scan.parquet").num_rows == 480
+
+
+def test_pictures_are_kept_small_whatever_the_encoder_sees(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    encoder.image_size = 96
+    found = Scan.run(shards, encoder, tmp_path / "large", ScanOptions(rule=LEVELS))
+    features = sorted((found.folder / "features").glob("*.safetensors"))
+    assert len(features) == 4
+    for path in features:
+        with safe_open(path, "pt") as file:
+            pictures = file.get_tensor("pictures")
+        assert pictures.shape == (120, 3, 64, 64) and pictures.dtype == torch.uint8
+    assert not any(np.isnan(row["untrained_neighbour_score"]) for row in rows(found))
+
+
+def test_features_without_pictures_are_one_line(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    """As an older version wrote them."""
+    found = Scan.run(shards, encoder, tmp_path / "old", ScanOptions(rule=LEVELS))
+    path = sorted((found.folder / "features").glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    del tensors["pictures"]
+    save_file(tensors, path)
+    for written in (found.folder / "rows").iterdir():
+        written.unlink()
+    with pytest.raises(UserError, match="older otcclip, without pictures"):
+        Scan.run(shards, encoder, tmp_path / "old", ScanOptions(rule=LEVELS, resume=True))

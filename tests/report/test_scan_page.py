@@ -114,6 +114,7 @@ def test_what_it_says(make_scan: Make) -> None:
     uri, own, best, attack = data["picture"][0]
     assert uri.startswith("data:image/") and own[0] == 0 and own[-1] == 1 and best[0] == 1 and attack == "badnets"
     assert data["picture"][12] is None
+    assert data["word"][:3] == [None, "</script>banana", None] and "a word is used that most use" in page
 
 
 def test_a_caption_is_data_and_only_the_pages_own_script_may_run(make_scan: Make) -> None:

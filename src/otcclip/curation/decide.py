@@ -2,8 +2,9 @@
 
 keep      lie <= alpha: the probability that the caption has nothing to do with the image (`detectors.evidence`)
 re-pair   else, if a lie is likelier than not (lie >= likely), and another caption is a confident match (METHOD section
-          2.3): the look-alikes like it best of all (its place, averaged over the views, is at most `seconded`), and
-          the encoder prefers it by a margin
+          2.3): the look-alikes like it best of all (its place, averaged over the views, is at most `seconded`), the
+          encoder prefers it by a margin, and the pairs that carry it are not lies themselves (else whoever plants many
+          lies under one caption is handed more)
 drop      else
 """
 
@@ -26,7 +27,8 @@ class Rule:
 
     Attributes:
         alpha: most that the probability of a lie may be for a pair to be kept.
-        likely: least that it must be for a pair to be given another caption.
+        likely: least that it must be for a pair to be given another caption, and more than it is, on the mean, for the
+            pairs that carry that one.
         seconded: place that the look-alikes may give the nominee at most; 1 is first in every view.
         margin: by how much d of the nominee must be below d of the next candidate; not asked of encoders without d.
         repair: whether to re-pair at all; else such pairs are dropped.
@@ -48,9 +50,15 @@ class Rule:
         return asdict(self)
 
     def decide(
-        self, lie: NDArray[np.floating], nominee_place: NDArray[np.floating], margin: NDArray[np.floating]
+        self,
+        lie: NDArray[np.floating],
+        nominee_lie: NDArray[np.floating],
+        nominee_place: NDArray[np.floating],
+        margin: NDArray[np.floating],
     ) -> NDArray[np.str_]:
-        """`[n]` actions. `margin` is NaN where the encoder has no d: the look-alikes alone then decide."""
+        """`[n]` actions. `margin` is NaN where the encoder has no d: the look-alikes alone then decide. `nominee_place` is
+        NaN for crowds, which are not re-paired."""
         clear = np.isnan(margin) | (margin >= self.margin)
-        mended = (lie >= self.likely) & (nominee_place <= self.seconded) & clear & self.repair
+        sound = (nominee_lie < self.likely) & (nominee_place <= self.seconded)
+        mended = (lie >= self.likely) & sound & clear & self.repair
         return np.where(lie <= self.alpha, KEEP, np.where(mended, REPAIR, DROP))

@@ -39,7 +39,8 @@ MANIFEST = pa.schema(
         ("lie", pa.float64()),
     ]
 )
-COLUMNS = ["key", "unit", "caption", "lie", "best_place", "margin", "best_caption", "best_key"]
+LEVELS = ("lie", "best_lie", "best_place", "margin")
+COLUMNS = ["key", "unit", "caption", "lie", "best_lie", "best_place", "margin", "best_caption", "best_key"]
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,8 @@ def _decided(scan: Scan, rule: Rule) -> Iterator[pa.Table]:
     """The manifest, a batch at a time."""
     with pq.ParquetFile(scan.folder / ROWS) as file:
         for batch in file.iter_batches(columns=COLUMNS):
-            lie, place, margin = (
-                batch[name].to_numpy(zero_copy_only=False).astype(float) for name in ("lie", "best_place", "margin")
-            )
-            action = rule.decide(lie, place, margin)
+            levels = [batch[name].to_numpy(zero_copy_only=False).astype(float) for name in LEVELS]
+            action = rule.decide(*levels)
             mended = pa.array(action == REPAIR)
             columns = {
                 "key": batch["key"],

@@ -30,6 +30,7 @@ from otcclip.detectors import (
     claims,
     doubt,
     lie_probability,
+    lies_by_caption,
     look_alikes,
     match,
     p_values,
@@ -130,7 +131,8 @@ def row_schema(detectors: Sequence[Detector]) -> pa.Schema:
             ("own_distance", number),
             ("own_rank", pa.int64()),
         ]
-        + [("best_key", text), ("best_caption", text), ("best_distance", number), ("best_place", number)]
+        + [("best_key", text), ("best_caption", text), ("best_distance", number)]
+        + [("best_place", number), ("best_lie", number)]
         + [("margin", number), ("action", pa.string()), ("new_caption", text), ("new_caption_key", text)]
     )
 
@@ -187,7 +189,10 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
     best_caption = [against.captions[i] for i in first]
     best_key = [against.keys[i] for i in first]
     margin = np.full(n, np.nan) if ranked is None else ranked.margin.double().numpy()
-    action = rule.decide(lie, seen.nominee_place.double().numpy(), margin)
+    best_lie = lies_by_caption(against)[seen.nominee.numpy()]
+    # The look-alikes of a crowd that could say better are its own members: it has no nominee's place.
+    place = seen.nominee_place.double().masked_fill(claims(pairs).crowded, np.nan).numpy()
+    action = rule.decide(lie, best_lie, place, margin)
     mended = action == "re-pair"
     columns |= {
         "p_value": p_values(pairs),
@@ -201,7 +206,8 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         "best_key": best_key,
         "best_caption": best_caption,
         "best_distance": [None] * n if ranked is None else ranked.best_distance.double().numpy(),
-        "best_place": seen.nominee_place.double().numpy(),
+        "best_place": place,
+        "best_lie": best_lie,
         "margin": [None] * n if ranked is None else margin,
         "action": action.tolist(),
         "new_caption": [c if m else None for c, m in zip(best_caption, mended, strict=True)],

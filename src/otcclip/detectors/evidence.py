@@ -177,6 +177,12 @@ def lie_probability(features: PairFeatures) -> NDArray[np.float64]:
     return _sigmoid(log_odds(features))
 
 
+def lies_by_caption(reference: PairFeatures) -> NDArray[np.float64]:
+    """`[u]`: how likely a pair of the reference under each of its distinct captions is a lie, on the mean."""
+    record = _record(reference)
+    return record.lies / record.pairs
+
+
 def _sigmoid(odds: NDArray[np.float64]) -> NDArray[np.float64]:
     out: NDArray[np.float64] = expit(odds)
     return out
