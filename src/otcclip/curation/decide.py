@@ -56,8 +56,8 @@ class Rule:
         nominee_place: NDArray[np.floating],
         margin: NDArray[np.floating],
     ) -> NDArray[np.str_]:
-        """`[n]` actions. `margin` is NaN where the encoder has no d: the look-alikes alone then decide. `nominee_place` is
-        NaN for crowds, which are not re-paired."""
+        """`[n]` actions. `margin` is NaN where the encoder has no d: the look-alikes alone then decide. `nominee_place`
+        is NaN for crowds, which are not re-paired."""
         clear = np.isnan(margin) | (margin >= self.margin)
         sound = (nominee_lie < self.likely) & (nominee_place <= self.seconded)
         mended = (lie >= self.likely) & sound & clear & self.repair
