@@ -58,9 +58,9 @@ def matrix_table(folder: Path) -> Table:
     """
     matrix = load_matrix(folder)
     table = Table(title=Text(clean(folder.resolve().name, 60)), title_justify="left")
-    table.add_column("ASR, mean over seeds")
+    table.add_column("ASR, mean over seeds", overflow="fold")  # many defences on a narrow terminal: no name is cut
     for name in columns(matrix):
-        table.add_column(Text("never poisoned" if name == REFERENCE else clean(name, 40)), justify="right")
+        table.add_column(Text("never poisoned" if name == REFERENCE else clean(name, 40)), justify="right", overflow="fold")
     for block in blocks(matrix):
         for row in block.rows:
             if row.kind != "attack" and row.label not in ("Zero-shot top-1", "Training time"):
