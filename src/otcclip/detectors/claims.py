@@ -22,6 +22,8 @@ from otcclip.detectors.views import encoder_views, picture_views
 from otcclip.evidence.copies import ALIKE, CANDIDATES, FEW, LIKE, laid_over, small, usually_shown
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 
+AT_A_TIME = 1 << 18  # compared at a time: thousands of equal placeholders make millions of near-duplicates
+
 
 @dataclass(frozen=True)
 class Claims:
@@ -155,7 +157,9 @@ def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor,
 def _like(features: PairFeatures, rows: Tensor, images: Tensor) -> Tensor:
     """`[l]` bool: whether the pairs `rows` make claims like those of the reference's `images`."""
     mine, theirs = features.words, features.against.words
-    return torch.from_numpy(CaptionAgreement.paired(mine[rows.numpy()], theirs[images.numpy()])) >= LIKE
+    parts = zip(rows.split(AT_A_TIME), images.split(AT_A_TIME), strict=True)
+    agreed = [CaptionAgreement.paired(mine[row.numpy()], theirs[image.numpy()]) for row, image in parts]
+    return torch.from_numpy(np.concatenate(agreed)) >= LIKE
 
 
 def _table(row: Tensor, column: Tensor, shape: tuple[int, int]) -> sparse.csr_array:

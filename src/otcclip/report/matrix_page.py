@@ -60,7 +60,8 @@ def matrix_table(folder: Path) -> Table:
     table = Table(title=Text(clean(folder.resolve().name, 60)), title_justify="left")
     table.add_column("ASR, mean over seeds", overflow="fold")  # many defences on a narrow terminal: no name is cut
     for name in columns(matrix):
-        table.add_column(Text("never poisoned" if name == REFERENCE else clean(name, 40)), justify="right", overflow="fold")
+        head = Text("never poisoned" if name == REFERENCE else clean(name, 40))
+        table.add_column(head, justify="right", overflow="fold")
     for block in blocks(matrix):
         for row in block.rows:
             if row.kind != "attack" and row.label not in ("Zero-shot top-1", "Training time"):
