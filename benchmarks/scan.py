@@ -42,6 +42,7 @@ def simulate(folder: Path, rows: int) -> None:
         local = F.normalize(torch.randn(UNIT * CELLS, DIM, generator=draw), dim=1).half()
         text = F.normalize(torch.randn(400, DIM, generator=draw), dim=1).half()
         kind = torch.randint(400, (UNIT,), generator=draw)
+        drawn = (torch.rand(UNIT, 3, 8, 8, generator=draw) * 255).to(torch.uint8)
         tensors = {
             "image": F.normalize(local.float().view(UNIT, CELLS, DIM).mean(1), dim=1).half(),
             "image_local": local,
@@ -50,7 +51,7 @@ def simulate(folder: Path, rows: int) -> None:
             "text_local": text.repeat_interleave(3, 0),
             "text_offsets": torch.arange(401) * 3,
             "caption_of": kind,
-            "pictures": (F.interpolate(torch.rand(UNIT, 3, 8, 8, generator=draw), size=(64, 64)) * 255).to(torch.uint8),
+            "pictures": drawn.repeat_interleave(8, 2).repeat_interleave(8, 3),
         }
         save_file(tensors, folder / "features" / f"{unit.name}.safetensors")
         columns = {
