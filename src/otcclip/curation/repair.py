@@ -40,7 +40,7 @@ MANIFEST = pa.schema(
     ]
 )
 LEVELS = ("lie", "best_lie", "best_place", "margin")
-COLUMNS = ["key", "unit", "caption", "lie", "best_lie", "best_place", "margin", "best_caption", "best_key"]
+COLUMNS = ["key", "unit", "caption", *LEVELS, "best_caption", "best_key"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from otcclip.detectors.base import PairFeatures, take_rows
 from otcclip.detectors.look_alikes import untrained_vote
+from otcclip.detectors.poll import electorate
 from otcclip.evidence.words import NONE, Hearsay, hearsay, not_among, word_table
 
 
@@ -43,7 +44,6 @@ def doubt(features: PairFeatures) -> Doubt:
 @dataclass(frozen=True)
 class _Spoken:
     words: Tensor
-    much: Tensor
     kind: Tensor
     heard: Hearsay
 
@@ -52,11 +52,11 @@ def _spoken(against: PairFeatures) -> _Spoken:
     """The reference's words, by distinct caption, and what is known of them."""
 
     def make() -> _Spoken:
-        words, much = word_table(against.agreement.marginals(against.kinds[0]))
-        kind, voters = torch.from_numpy(against.kinds[1]), untrained_vote(against).voters
+        voting, voters = electorate(against), untrained_vote(against).voters
+        (words, much), kind = word_table(voting.words), voting.kind
         nobody = torch.zeros(len(kind), words.shape[1], dtype=torch.bool)
         lacking = _lacking(words[kind], much[kind], words, nobody, kind, voters)
-        return _Spoken(words, much, kind, hearsay(words, much, kind, lacking, voters.transpose(0, 1)))
+        return _Spoken(words, kind, hearsay(words, much, kind, lacking, voters.transpose(0, 1)))
 
     return against.once("spoken", make)
 

@@ -79,15 +79,11 @@ def picture_views(features: PairFeatures) -> Tensor:
     """
 
     def make() -> Tensor:
-        if features.against is not features:
-            means = _described(features.against)[1]
-            return torch.stack(
-                [
-                    seen.vectors(mean)
-                    for (_, seen), mean in zip(describe(_pictures(features), views()), means, strict=True)
-                ]
-            )
-        return _described(features)[0]
+        if features.against is features:
+            return _described(features)[0]
+        means = _described(features.against)[1]
+        seen = describe(_pictures(features), views())
+        return torch.stack([one.vectors(mean) for (_, one), mean in zip(seen, means, strict=True)])
 
     return features.once("picture's views", make)
 
