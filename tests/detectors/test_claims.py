@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from otcclip.detectors import PairFeatures, claims, doubt, make, p_values
-from otcclip.detectors.evidence import MOST, Ties, _record, log_odds
+from otcclip.detectors.evidence import MOST, Ties, _record, best_of, log_odds
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
 from otcclip.evidence.votes import combined_p
@@ -106,6 +106,11 @@ def test_witnesses_are_joined_by_fisher_and_claims_often_made_are_the_best_of_so
         p = float(combined_p(*(share[None] for share in shares)))
         expected = 1 - (1 - min(p, MOST)) ** int(found.made[i]) ** 0.5
         np.testing.assert_allclose(p_values(features)[i], expected, rtol=1e-6)
+
+
+def test_four_times_the_same_claim_is_the_best_of_two_draws() -> None:
+    found = best_of(np.array([0.1, 0.1, 0.1, 1.0]), np.array([1, 4, 9, 4]))
+    np.testing.assert_allclose(found, [0.1, 0.19, 0.271, 1.0], atol=1e-6)
 
 
 def test_a_word_that_most_use_unheard_is_doubted_where_it_is_unheard(make_features: Make) -> None:

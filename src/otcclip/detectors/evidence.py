@@ -80,11 +80,15 @@ def p_values(features: PairFeatures) -> NDArray[np.float64]:
         p = combined_p(*shares)
         if features.joint:
             p = torch.where(found.crowded, p, combined_p(*shares, match(features).own_share.double()))
-        draws = found.made.double().sqrt().numpy()
-        at_best: NDArray[np.float64] = -np.expm1(draws * np.log1p(-p.clamp(max=MOST).numpy()))
-        return at_best
+        return best_of(p.numpy(), found.made.numpy())
 
     return features.once("p-values", make)
+
+
+def best_of(p: NDArray[np.float64], made: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`[n]` p-values of claims that are each made so often: the best of the square root of as many draws."""
+    at_best: NDArray[np.float64] = -np.expm1(np.sqrt(made) * np.log1p(-p.clip(max=MOST)))
+    return at_best
 
 
 @dataclass(frozen=True)
