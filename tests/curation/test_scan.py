@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from otcclip.attacks import PoisonRecord, write_records
 from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation import scan as scan_module
+from otcclip.curation import score as score_module
 from otcclip.data import Pair, write_shard
+from otcclip.detectors import claims
 from otcclip.errors import UserError
 
 LEVELS = Rule(alpha=0.1, seconded=4.0)  # as the fixture `scan`
@@ -251,3 +253,14 @@ def test_features_without_pictures_are_one_line(shards: Path, encoder: Any, tmp_
         written.unlink()
     with pytest.raises(UserError, match="older otcclip, without pictures"):
         Scan.run(shards, encoder, tmp_path / "old", ScanOptions(rule=LEVELS, resume=True))
+
+
+def test_a_crowd_is_not_re_paired(
+    scan: Scan, shards: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scan of the fixture re-pairs; were every pair of a crowd, nobody would be."""
+    assert any(row["action"] == "re-pair" for row in rows(scan))
+    all_crowded = lambda pairs: replace(claims(pairs), crowded=torch.ones(len(pairs), dtype=torch.bool))  # noqa: E731
+    monkeypatch.setattr(score_module, "claims", all_crowded)
+    found = rows(Scan.run(shards, encoder, tmp_path / "crowds", ScanOptions(rule=LEVELS)))
+    assert all(np.isnan(row["best_place"]) and row["action"] != "re-pair" for row in found)

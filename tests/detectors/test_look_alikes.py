@@ -13,6 +13,7 @@ from otcclip.detectors import PairFeatures, claims, look_alikes, make
 from otcclip.detectors.look_alikes import NEIGHBOURS, SHARPNESS
 from otcclip.detectors.views import encoder_views, grid_side, windows
 from otcclip.evidence.captions import agreement_table
+from otcclip.evidence.copies import LIKE
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.models import Features
 from otcclip.transport import FeatureSets
@@ -118,3 +119,10 @@ def test_sets_that_are_no_grid_have_one_view(make_features: Make) -> None:
     assert grid_side(sets) == 0 and grid_side(features.image.local) == 3
     odd = replace(features, image=Features(features.image.pooled, sets))
     assert len(encoder_views(odd)) == 1 and len(encoder_views(features)) == 10
+
+
+def test_a_nominee_says_something_else(make_features: Make) -> None:
+    features = replace(make_features(60, wrong=(3, 17)), joint=False)
+    named = [features.kinds[0][i] for i in look_alikes(features).nominee.tolist()]
+    words = features.agreement
+    assert (words.paired(words.marginals(features.captions), words.marginals(named)) < LIKE).all()
