@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from otcclip.attacks import PoisonRecord, write_records
 from otcclip.curation import Rule, Scan, ScanOptions
@@ -242,16 +241,12 @@ def test_pictures_are_kept_small_whatever_the_encoder_sees(shards: Path, encoder
     assert not any(np.isnan(row["untrained_neighbour_score"]) for row in rows(found))
 
 
-def test_features_without_pictures_are_one_line(shards: Path, encoder: Any, tmp_path: Path) -> None:
-    """As an older version wrote them."""
+def test_features_of_another_version_are_one_line(shards: Path, encoder: Any, tmp_path: Path) -> None:
     found = Scan.run(shards, encoder, tmp_path / "old", ScanOptions(rule=LEVELS))
-    path = sorted((found.folder / "features").glob("*.safetensors"))[0]
-    tensors = load_file(path)
-    del tensors["pictures"]
-    save_file(tensors, path)
-    for written in (found.folder / "rows").iterdir():
-        written.unlink()
-    with pytest.raises(UserError, match="older otcclip, without pictures"):
+    path = sorted((found.folder / "features").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["offset", "size"]).replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(UserError, match="another version of otcclip"):
         Scan.run(shards, encoder, tmp_path / "old", ScanOptions(rule=LEVELS, resume=True))
 
 

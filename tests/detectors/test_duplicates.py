@@ -11,6 +11,7 @@ import pytest
 from otcclip.detectors import DETECTORS, PairFeatures, make
 from otcclip.detectors.conflicting_captions import BITS
 from otcclip.errors import UserError
+from otcclip.evidence.captions import agreement_table
 
 Make = Callable[..., PairFeatures]
 
@@ -32,8 +33,8 @@ def test_conflicts_by_a_loop(make_features: Make) -> None:
         for j in range(30):
             differ = bin(int(hashes[i]) ^ int(hashes[j])).count("1")
             if i != j and (sha[i] == sha[j] or differ <= BITS) and captions[i] != captions[j]:
-                a, b = words.marginals([captions[i]]), words.marginals([captions[j]])
-                expected[i] = max(expected[i], 1 - words.paired(a, b)[0])
+                agreed = agreement_table(words.marginals([captions[i]]), words.marginals([captions[j]]))
+                expected[i] = max(expected[i], 1 - agreed[0, 0])
     score = make("conflicting-captions").score(features)
     np.testing.assert_allclose(score, expected, atol=1e-6)
     assert set(np.flatnonzero(score)) == {1, 5, 2, 9}

@@ -124,5 +124,5 @@ def test_sets_that_are_no_grid_have_one_view(make_features: Make) -> None:
 def test_a_nominee_says_something_else(make_features: Make) -> None:
     features = replace(make_features(60, wrong=(3, 17)), joint=False)
     named = [features.kinds[0][i] for i in look_alikes(features).nominee.tolist()]
-    words = features.agreement
-    assert (words.paired(words.marginals(features.captions), words.marginals(named)) < LIKE).all()
+    agreed = agreement_table(features.words, features.agreement.marginals(named)).diagonal()
+    assert (agreed < LIKE).all()

@@ -55,12 +55,13 @@ def write_gallery(
                 continue
             heats = {} if reference is None else _heats(unit, folder, wanted, reference)
             rows: list[dict[str, Any]] = []
-            for item in unit.pairs(lambda skipped: None, DEFAULT_LIMITS):
-                key = item.pair.key
+            table = unit_table(unit, folder, ["key", "offset", "size"])
+            for key, *at in zip(*(column.to_pylist() for column in table.itercolumns()), strict=True):
                 if key not in wanted:
                     continue
                 try:
-                    image = decode_image(item.pair.image, SHOWN, DEFAULT_LIMITS, item.box)
+                    data, box = unit.image((at[0], at[1]))
+                    image = decode_image(data, SHOWN, DEFAULT_LIMITS, box)
                 except BadPair:
                     continue
                 own, best = heats.get(key, (None, None))

@@ -13,10 +13,9 @@ from otcclip.data.decode import DEFAULT_LIMITS, BadPair, Box, Limits, printable
 from otcclip.data.images import Gone, read_bytes
 from otcclip.data.pairs import Pair
 from otcclip.data.readers import ReadOptions, Spool, find_reader
-from otcclip.data.shards import Skipped, expand_shards, read_shard
+from otcclip.data.shards import Skipped, expand_shards, locate_pairs
 from otcclip.data.store import write_skipped
-from otcclip.data.table import PairTable, TableBuilder
-from otcclip.data.table import Row as TableRow
+from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
 ROWS = 4096
@@ -44,25 +43,42 @@ class Unit:
             UserError: the shard is missing, truncated or damaged.
         """
         if self.rows is None:
-            for pair in read_shard(self.source, limits=limits, on_skip=on_skip):
-                yield Item(pair)
+            for found in locate_pairs(self.source, limits=limits, on_skip=on_skip, images=True):
+                yield Item(found.pair, (found.offset, found.size))
             return
         table = PairTable.open(Path(self.source))
         for i in range(*self.rows):
             row = table[i]
             try:
-                yield Item(Pair(row.key, read_bytes(row, limits), row.caption, row.label), row.box)
+                yield Item(Pair(row.key, read_bytes(row, limits), row.caption, row.label), (i, row.size), row.box)
             except BadPair as bad:
                 on_skip(Skipped(row.key, row.file, bad.reason))
             except Gone as gone:
                 raise UserError(str(gone)) from None
 
+    def image(self, at: tuple[int, int]) -> tuple[bytes, Box | None]:
+        """One pair's encoded image again, and its region, by `Item.at`: nothing else of the unit is read.
+
+        Raises:
+            BadPair: a file of its own is gone. UserError: the shard is.
+        """
+        row = Row("", "", self.source, *at) if self.rows is None else PairTable.open(Path(self.source))[at[0]]
+        try:
+            return read_bytes(row), row.box
+        except Gone as gone:
+            raise UserError(str(gone)) from None
+
 
 @dataclass(frozen=True)
 class Item:
-    """A pair, and the region of its image that it is about, where it is about one."""
+    """A pair, and the region of its image that it is about, where it is about one.
+
+    Attributes:
+        at: where its image lies in the unit: first byte and size in a shard, or row and size in the index.
+    """
 
     pair: Pair
+    at: tuple[int, int]
     box: Box | None = None
 
 
@@ -93,7 +109,7 @@ def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
     skipped: list[Skipped] = []
     spool = Spool(folder / SPOOL)
 
-    def rows() -> Iterator[TableRow]:
+    def rows() -> Iterator[Row]:
         for row in find_reader(name, source)[1](source, options, spool):
             if isinstance(row, Skipped):
                 skipped.append(row)

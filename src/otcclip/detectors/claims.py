@@ -19,10 +19,8 @@ from torch import Tensor
 from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures
 from otcclip.detectors.views import encoder_views, picture_views
-from otcclip.evidence.copies import ALIKE, CANDIDATES, FEW, LIKE, laid_over, small, usually_shown
+from otcclip.evidence.copies import ALIKE, CANDIDATES, FEW, LIKE, laid_over, small, spectra, usually_shown
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
-
-AT_A_TIME = 1 << 18  # compared at a time: thousands of equal placeholders make millions of near-duplicates
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _of_rows(features: PairFeatures, rows: slice) -> tuple[Pairs, Pairs, Pairs]:
 def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor, Tensor]:
     """Altered copies `(row within rows, image)` among the look-alikes `alike [r, m]` with like claims."""
     against = features.against
-    assert features.pictures is not None and against.pictures is not None
+    assert features.pictures is not None
     similarity, index = alike.topk(min(CANDIDATES, alike.shape[1]), dim=1)
     row, column = (similarity >= ALIKE).nonzero(as_tuple=True)
     image = index[row, column]
@@ -148,18 +146,25 @@ def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor,
     row, image = row[enough], image[enough]
     if not len(row):
         return row, image
-    there, still = image.unique(return_inverse=True)
     here, moving = row.unique(return_inverse=True)
-    found = laid_over(small(against.pictures[there]), small(features.pictures[rows][here]), still, moving)
+    found = laid_over(_spectra(against), small(features.pictures[rows][here]), image, moving)
     return row[found], image[found]
+
+
+def _spectra(reference: PairFeatures) -> Tensor:
+    """13 KB a pair, once: most of the reference's pictures are somebody's look-alike."""
+
+    def make() -> Tensor:
+        assert reference.pictures is not None
+        return torch.cat([spectra(small(part)) for part in reference.pictures.split(ROWS)])
+
+    return reference.once("spectra", make)
 
 
 def _like(features: PairFeatures, rows: Tensor, images: Tensor) -> Tensor:
     """`[l]` bool: whether the pairs `rows` make claims like those of the reference's `images`."""
     mine, theirs = features.words, features.against.words
-    parts = zip(rows.split(AT_A_TIME), images.split(AT_A_TIME), strict=True)
-    agreed = [CaptionAgreement.paired(mine[row.numpy()], theirs[image.numpy()]) for row, image in parts]
-    return torch.from_numpy(np.concatenate(agreed)) >= LIKE
+    return torch.from_numpy(CaptionAgreement.paired(mine, rows.numpy(), theirs, images.numpy())) >= LIKE
 
 
 def _table(row: Tensor, column: Tensor, shape: tuple[int, int]) -> sparse.csr_array:

@@ -32,7 +32,7 @@ class ConflictingCaptions:
         if len(row):
             words = against.agreement
             theirs, kind = words.marginals(against.kinds[0]), against.kinds[1][twin]
-            agreed = words.paired(words.marginals(features.captions)[row], theirs[kind]).astype(np.float64)
+            agreed = words.paired(features.words, row, theirs, kind).astype(np.float64)
             # Word weights may be zero (a word in every caption): equal captions agree, whatever their weights.
             same = np.array([features.captions[i] == against.captions[j] for i, j in zip(row, twin, strict=True)])
             np.maximum.at(out, row, np.where(same, 0.0, 1 - agreed))

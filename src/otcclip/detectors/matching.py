@@ -126,5 +126,5 @@ def _match(
 def _like(words: sparse.csr_array, said: sparse.csr_array, columns: Tensor) -> Tensor:
     """`[n, k]` bool: whether the captions at `columns [n, k]` of `said` say nearly what those in `words [n, v]` say."""
     n, k = columns.shape
-    agreed = CaptionAgreement.paired(words[np.repeat(np.arange(n), k)], said[columns.flatten().numpy()])
+    agreed = CaptionAgreement.paired(words, np.repeat(np.arange(n), k), said, columns.flatten().numpy())
     return torch.from_numpy(agreed).view(n, k) >= LIKE

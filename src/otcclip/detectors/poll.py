@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import njit
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -103,11 +105,23 @@ def share(vote: Vote, words: sparse.csr_array, voting: Electorate) -> Tensor:
     """`[r]` share of the captions asked about that are liked at least as well as those in `words [r, v]`; ties count
     half."""
     r, k = vote.voters.shape
-    theirs = voting.words[voting.kind[vote.voters].flatten().numpy()]
-    agreed = CaptionAgreement.paired(words[np.repeat(np.arange(r), k)], theirs)
+    theirs = voting.kind[vote.voters].flatten().numpy()
+    agreed = CaptionAgreement.paired(words, np.repeat(np.arange(r), k), voting.words, theirs)
     mine = (torch.from_numpy(agreed).view(r, k) * vote.weight).sum(dim=1)
-    # Sums in another order differ in their last bits; a caption among those asked about must tie with itself.
-    slack = 1e-7 + 1e-5 * mine
-    better = (vote.liked > (mine + slack)[:, None]).sum(dim=1)
-    equal = ((vote.liked - mine[:, None]).abs() <= slack[:, None]).sum(dim=1)
-    return ((better + (equal + 1) / 2) / vote.liked.shape[1]).clamp(max=1.0)
+    above = torch.from_numpy(_above(vote.liked.numpy(), mine.numpy()))
+    return ((above + 0.5) / vote.liked.shape[1]).clamp(max=1.0)
+
+
+@njit(cache=True)
+def _above(liked: NDArray[np.float32], mine: NDArray[np.float32]) -> NDArray[np.float32]:  # pragma: no cover
+    """`[r]` how many of `liked [r, a]` are above `mine [r]`, ties for half. Sums in another order differ in their last
+    bits; a caption among those asked about must tie with itself."""
+    out = np.empty(len(liked), np.float32)
+    for i in range(len(liked)):
+        slack = np.float32(1e-7) + np.float32(1e-5) * mine[i]
+        low, high = mine[i] - slack, mine[i] + slack
+        halves = np.int32(0)
+        for value in liked[i]:
+            halves += np.int32(value >= low) + np.int32(value > high)
+        out[i] = halves / np.float32(2.0)
+    return out

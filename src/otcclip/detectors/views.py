@@ -25,28 +25,40 @@ def encoder_views(features: PairFeatures) -> Tensor:
     """
 
     def make() -> Tensor:
-        means = _mean(features.against)
-        seen = _uncentred(features)
-        return torch.stack([F.normalize(x - m, dim=1).bfloat16() for x, m in zip(seen, means, strict=True)])
+        if features.against is features:
+            return _centred(features)[0]
+        means = _centred(features.against)[1]
+        return torch.stack([_unit(x, m) for x, m in zip(_uncentred(features), means, strict=True)])
 
     return features.once("encoder's views", make)
 
 
-def _mean(features: PairFeatures) -> Tensor:
-    return features.once("mean of encoder's views", lambda: torch.stack([x.mean(dim=0) for x in _uncentred(features)]))
+def _centred(reference: PairFeatures) -> tuple[Tensor, list[Tensor]]:
+    """A reference's views, and the means that were taken out."""
+
+    def make() -> tuple[Tensor, list[Tensor]]:
+        seen = _uncentred(reference)
+        means = [x.mean(dim=0) for x in seen]
+        return torch.stack([_unit(x, m) for x, m in zip(seen, means, strict=True)]), means
+
+    return reference.once("encoder's views, centred", make)
+
+
+def _unit(x: Tensor, mean: Tensor) -> Tensor:
+    return F.normalize(x - mean, dim=1).bfloat16()
 
 
 def _uncentred(features: PairFeatures) -> list[Tensor]:
     side = grid_side(features.image.local)
     if side < 3 or side != grid_side(features.against.image.local):
         return [features.image.pooled]
-    parts: list[list[Tensor]] = []
+    parts: list[Tensor] = []
     weights = windows(side)
     for start in range(0, len(features), ROWS):
         rows = torch.arange(start, min(start + ROWS, len(features)))
         cells = features.image.local.take(rows).values.view(len(rows), side * side, -1).float()
-        parts.append([F.normalize(torch.einsum("npd,p->nd", cells, weight), dim=1) for weight in weights])
-    return [torch.cat(view) for view in zip(*parts, strict=True)]
+        parts.append(F.normalize(weights @ cells, dim=2))
+    return list(torch.cat(parts).unbind(1))
 
 
 def grid_side(local: FeatureSets) -> int:
@@ -58,8 +70,9 @@ def grid_side(local: FeatureSets) -> int:
     return side if side * side == int(sizes[0]) else 0
 
 
-def windows(side: int) -> list[Tensor]:
-    """Weights over the cells, each summing to one: all cells, then without a window of half the side at nine places."""
+def windows(side: int) -> Tensor:
+    """`[v, side * side]` weights over the cells, each view's summing to one: all cells, then without a window of half
+    the side at nine places."""
     half = side // 2
     places = sorted({0, (side - half) // 2, side - half})
     out = [torch.ones(side, side)]
@@ -68,7 +81,7 @@ def windows(side: int) -> list[Tensor]:
             mask = torch.ones(side, side)
             mask[top : top + half, left : left + half] = 0
             out.append(mask)
-    return [(mask / mask.sum()).flatten() for mask in out]
+    return torch.stack([(mask / mask.sum()).flatten() for mask in out])
 
 
 def picture_views(features: PairFeatures) -> Tensor:

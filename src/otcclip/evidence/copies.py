@@ -75,7 +75,7 @@ def copies(
         return a, b
     used, place = torch.cat([a, b]).unique(return_inverse=True)
     pictures = torch.cat([small(images[rows]) for rows in used.split(CHUNK)])
-    found = laid_over(pictures, pictures, *place.split(len(a)))
+    found = laid_over(spectra(pictures), pictures, *place.split(len(a)))
     return a[found], b[found]
 
 
@@ -84,16 +84,21 @@ def small(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images.float() / 255, SIDE)
 
 
+def spectra(pictures: Tensor) -> Tensor:
+    """`pictures [n, c, SIDE, SIDE]` as others are laid over them: `[n, c, SIDE, SIDE / 2 + 1]` complex64."""
+    return torch.cat([_spectrum(x) for x in pictures.split(CHUNK)])
+
+
 def laid_over(still: Tensor, moving: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Whether one picture lies on another, which is moved, scaled and turned.
 
     Args:
-        still: `[s, c, SIDE, SIDE]`. moving: `[m, c, SIDE, SIDE]`. a: `[l]` int64 into `still`. b: `[l]` into `moving`.
+        still: `spectra` of those that stay. moving: `[m, c, SIDE, SIDE]`. a: `[l]` int64 into `still`. b: `[l]` into
+            `moving`.
 
     Returns:
         `[l]` bool.
     """
-    of_still = torch.cat([_spectrum(x) for x in still.split(CHUNK)])
     found = torch.zeros(len(a), dtype=torch.bool)
     for scale, turn in sorted(product(SCALES, TURNS), key=lambda how: (abs(how[0] - 1), abs(how[1]))):
         left = torch.nonzero(~found)[:, 0]  # one way to lay them over each other is enough
@@ -102,7 +107,7 @@ def laid_over(still: Tensor, moving: Tensor, a: Tensor, b: Tensor) -> Tensor:
         used, place = b[left].unique(return_inverse=True)
         of_moving = torch.cat([_spectrum(_turned(moving[rows], scale, turn)) for rows in used.split(CHUNK)])
         for part, at in zip(left.split(PAIRS), place.split(PAIRS), strict=True):
-            both = (of_still[a[part]].conj() * of_moving[at]).sum(dim=1)
+            both = (still[a[part]].conj() * of_moving[at]).sum(dim=1)
             fit = torch.fft.irfft2(both, s=(SIDE, SIDE)).roll((SHIFT, SHIFT), dims=(1, 2))
             found[part] = fit[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax(dim=(1, 2)) >= math.sqrt(EXPLAINED)
     return found
