@@ -123,7 +123,7 @@ def _of_rows(features: PairFeatures, rows: slice) -> tuple[Pairs, Pairs, Pairs]:
     if features.pictures is None:
         nobody = torch.empty(0, dtype=torch.int64)
         return itself, to_encoder, (nobody, nobody)
-    alike = (picture_views(features)[0][rows] @ picture_views(against)[0].T).float()
+    alike = picture_views(features)[0][rows] @ picture_views(against)[0].T
     twins = alike > NEAR_DUPLICATE
     twins[inside, own[inside]] = True
     row, image = twins.nonzero(as_tuple=True)

@@ -91,9 +91,10 @@ def poll(
         row, image = torch.from_numpy(apart.row).long(), torch.from_numpy(apart.col).long()
         votes = []
         for view, vectors in zip(mine[:, rows], theirs, strict=True):
-            cosine = (view @ vectors.T).float()
+            cosine = view @ vectors.T
             cosine[row, image] = -2.0
             similarity, voters = cosine.topk(min(neighbours, cosine.shape[1]), dim=1)
+            similarity = similarity.float()
             weight = torch.softmax(similarity / sharpness, dim=1) * voting.voice[voters]
             weight = weight.masked_fill(similarity <= -2.0, 0.0)
             liked = F.embedding_bag(voting.kind[voters], voting.table, per_sample_weights=weight, mode="sum")

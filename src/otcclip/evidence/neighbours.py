@@ -165,9 +165,9 @@ def look_alikes(vectors: Tensor, twins: Twins, k: int = NEIGHBOURS) -> tuple[Ten
     k = min(k, len(vectors) - 1)
     values, indices = [], []
     for tile, (row, image) in zip(vectors.split(ROWS), twins, strict=True):
-        similarity = (tile @ vectors.T).float()
+        similarity = tile @ vectors.T
         similarity[row, image] = -2.0
-        top = similarity.topk(k, dim=1)
-        values.append(top.values)
+        top = similarity.topk(k, dim=1)  # as they come: all of them in float would take as long as the search
+        values.append(top.values.float())
         indices.append(top.indices)
     return torch.cat(values), torch.cat(indices)
