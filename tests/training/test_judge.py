@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from otcclip.attacks import BadNets, LabelSwap, PoisonPlan, Targeted, Trial, make_plans
+from otcclip.attacks.plans import Addition
 from otcclip.data.pairs import PairStore
+from otcclip.errors import UserError
 from otcclip.models.two_tower import Features
 from otcclip.training.judge import Judge, png
 from otcclip.transport import FeatureSets
@@ -81,6 +84,22 @@ def test_rates(held_out: PairStore) -> None:
     for rate in found["attacks"].values():
         assert 0 <= rate["low"] < rate["asr"] < rate["high"] <= 1
     assert not any(model.modes) and model.training, "judged in evaluation mode, and handed back as it came"
+
+
+def test_accuracy_leaves_out_images_that_an_attack_adds_to_training(held_out: PairStore) -> None:
+    added = tuple(Addition(f"new{i}", f"k{i}", "b") for i in (2, 2, 5, 99))  # a `c`, twice, an `f`; one of training
+    aimed = replace(plan_of("targeted", {"k2": "b", "k5": "b"}), added=added)
+    judge = Judge(held_out, NAMES, [Targeted()], [aimed])
+    assert [held_out.keys[i] for i in np.flatnonzero(~judge.unseen)] == ["k2", "k5"]
+    found = judge.evaluate(Reader())
+    assert found["top1"] == pytest.approx(27 / 30), "three `c` of 30 are left, and called `h`"
+    assert found["attacks"]["targeted"]["n"] == 2
+
+
+def test_an_attack_that_trains_on_all_of_the_test_is_one_line(held_out: PairStore) -> None:
+    added = tuple(Addition(f"new{i}", f"k{i}", "b") for i in range(32))
+    with pytest.raises(UserError, match="all 32 test images"):
+        Judge(held_out, NAMES, [Targeted()], [replace(plan_of("targeted", {"k2": "b"}), added=added)])
 
 
 def test_gallery(held_out: PairStore) -> None:

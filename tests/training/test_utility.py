@@ -89,6 +89,16 @@ def test_the_probe_reads_groups_of_the_held_out_style_alone(small_emoji: Path, m
     assert found["probe"].n == int((~train).sum()) and 0 < train.sum() < len(train) == 24
 
 
+def test_images_an_attack_trained_on_are_left_out(small_emoji: Path) -> None:
+    test = load_emoji(small_emoji, 8, "twemoji").test
+    model: Any = Reader(256).eval()
+    model.image_size = 8
+    assert Subject(model, small_emoji, "twemoji").test().keys == test.keys
+    assert (
+        Subject(model, small_emoji, "twemoji", frozenset(test.keys[3:5])).test().keys == test.keys[:3] + test.keys[5:]
+    )
+
+
 def test_read_groups(small_emoji: Path) -> None:
     groups = read_groups(small_emoji)
     split = load_emoji(small_emoji, 8, "twemoji", groups_excluded=())
@@ -102,7 +112,14 @@ def test_read_groups(small_emoji: Path) -> None:
 @pytest.fixture(scope="module")
 def spec(small_emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     out = tmp_path_factory.mktemp("runs")
-    asked = RunSpec(str(small_emoji), str(out), "clip", hold_out="twemoji", epochs=1, attacks=("badnets:count=9",))
+    asked = RunSpec(
+        str(small_emoji),
+        str(out),
+        "clip",
+        hold_out="twemoji",
+        epochs=1,
+        attacks=("badnets:count=9", "targeted:images=2,copies=2"),
+    )
     run_experiment(asked)
     return asked
 
@@ -113,7 +130,8 @@ def test_measures_join_the_result_and_are_taken_once(spec: RunSpec, monkeypatch:
     assert json.loads((spec.folder / "result.json").read_text()) == found
     assert {k: v for k, v in found.items() if k != "utility"} == before
     rates = found["utility"]["retrieval"]
-    assert all(r["low"] <= r["value"] <= r["high"] and r["n"] == 24 for r in rates.values())
+    assert before["n"] == 22 and len(before["test_left_out"]) == 2
+    assert all(r["low"] <= r["value"] <= r["high"] and r["n"] == 22 for r in rates.values())
     assert missing_measures(found, ("retrieval", "probe")) == ("probe",)
     monkeypatch.setattr(utility, "load_two_tower", None)
     assert add_utility(spec, ("retrieval",)) == found, "taken again"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,24 @@ def _read_index(root: Path) -> dict[str, list[str]]:
         return columns
     except (OSError, pa.ArrowException) as error:
         raise _damaged(root, "index.parquet cannot be read") from error
+
+
+def corpus_digest(folder: Path | str) -> str:
+    """Of every image, caption and name of the corpus at `folder`: equal for two that a run cannot tell apart.
+
+    `missing` where there is none; whoever loads it says so.
+    """
+    path = Path(folder) / "index.parquet"
+    try:
+        return _digest(path, path.stat().st_mtime_ns)
+    except (OSError, pa.ArrowException):
+        return "missing"
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, version: int) -> str:
+    table = pq.read_table(path, columns=["key", "style", "name", "group", "caption", "sha256"])
+    return hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()[:24]
 
 
 def _take(index: dict[str, list[str]], images: NDArray[np.uint8], rows: NDArray[np.int64]) -> PairStore:

@@ -6,6 +6,7 @@ never labels or poison records.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -220,6 +221,12 @@ class FineTuner(Defense, Protocol):
     starts_from: str
     epoch_share: float
     lr: float
+
+
+def check_budget(name: str, epoch_share: float, lr: float) -> None:
+    """Raise UserError for a `FineTuner`'s budget that is none."""
+    if not (0 < epoch_share < math.inf and 0 < lr < math.inf):
+        raise UserError(f"{name}: epoch_share and lr are positive, got {epoch_share} and {lr}")
 
 
 def trusted_index(name: str, pairs: TrainingPairs) -> Tensor:

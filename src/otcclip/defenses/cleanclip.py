@@ -18,6 +18,7 @@ Where this departs from the paper, and why:
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from otcclip.defenses.base import (
@@ -28,11 +29,13 @@ from otcclip.defenses.base import (
     Stateless,
     Step,
     TrainingPairs,
+    check_budget,
     keep_trusted,
     spread,
     trusted_index,
 )
 from otcclip.defenses.losses import clip_loss, partner_loss
+from otcclip.errors import UserError
 from otcclip.models.two_tower import TwoTower
 
 
@@ -42,6 +45,9 @@ class CleanCLIP(Stateless):
     Args:
         lambda_view: weight of the second term; 0 is plain fine-tuning.
         epoch_share, lr: its budget (`FineTuner`).
+
+    Raises:
+        UserError: an option out of its range.
     """
 
     name = "cleanclip"
@@ -49,6 +55,9 @@ class CleanCLIP(Stateless):
     starts_from: ClassVar[str] = "clip"
 
     def __init__(self, lambda_view: float = 1.0, epoch_share: float = 0.25, lr: float = 1e-4) -> None:
+        check_budget(self.name, epoch_share, lr)
+        if not 0 <= lambda_view < math.inf:
+            raise UserError(f"cleanclip: lambda_view is 0 or more, got {lambda_view}")
         self.lambda_view, self.epoch_share, self.lr = lambda_view, epoch_share, lr
 
     def begin_epoch(self, context: EpochContext) -> EpochPlan:

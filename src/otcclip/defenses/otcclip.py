@@ -24,6 +24,7 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,9 @@ class OTCClip:
         lambda_ot, lambda_view: weights of the alignment losses across and within modalities; 0 leaves one out.
         local_share: weight of the transport term in d (METHOD section 1).
         warmup_epochs: caption-free epochs before training (METHOD section 2.1).
+
+    Raises:
+        UserError: an option out of its range.
     """
 
     name = "otcclip"
@@ -86,6 +90,21 @@ class OTCClip:
         local_share: float = 0.5,
         warmup_epochs: int = 0,
     ) -> None:
+        shares, weights = (alpha, confident, unlikely, local_share), (lambda_ot, lambda_view)
+        if not (
+            0 < alpha < 1
+            and all(0 <= share <= 1 for share in shares)
+            and all(0 <= weight < math.inf for weight in weights)
+            and min(first_refresh, refresh) >= 1
+            and warmup_epochs >= 0
+        ):
+            raise UserError(
+                "otcclip: alpha is in (0, 1), confident, unlikely and local_share are in 0..1, weights 0 or more, "
+                "first_refresh and refresh 1 or more, warmup_epochs 0 or more; got "
+                f"alpha={alpha}, confident={confident}, unlikely={unlikely}, local_share={local_share}, "
+                f"lambda_ot={lambda_ot}, lambda_view={lambda_view}, first_refresh={first_refresh}, refresh={refresh}, "
+                f"warmup_epochs={warmup_epochs}"
+            )
         self.alpha, self.confident, self.unlikely = alpha, confident, unlikely
         self.first_refresh, self.refresh, self.repair, self.grow = first_refresh, refresh, repair, grow
         self.lambda_ot, self.lambda_view, self.local_share = lambda_ot, lambda_view, local_share

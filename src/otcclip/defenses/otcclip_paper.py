@@ -11,6 +11,7 @@ corpus; it stands beside `otcclip` so that anyone can see it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from otcclip.defenses.base import (
     matched,
 )
 from otcclip.defenses.losses import clip_loss, view_loss
+from otcclip.errors import UserError
 from otcclip.evidence.matching import rank_captions
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.two_tower import TwoTower
@@ -46,6 +48,11 @@ class OTCClipPaper:
     warmup_epochs = 0
 
     def __init__(self, every: int = 2, pool: float = 1.0, lambda_cross: float = 0.2, lambda_view: float = 0.2) -> None:
+        if every < 1 or not 0 < pool <= 1 or not all(0 <= x < math.inf for x in (lambda_cross, lambda_view)):
+            raise UserError(
+                f"otcclip-paper: every={every}, pool={pool}, lambda_cross={lambda_cross}, lambda_view={lambda_view}: "
+                "every is 1 or more, pool a share in (0, 1], weights 0 or more"
+            )
         self.every, self.pool = every, pool
         self.lambda_cross, self.lambda_view = lambda_cross, lambda_view
         self._matched: Tensor | None = None

@@ -19,6 +19,7 @@ Where this departs from the paper, and why:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -31,11 +32,13 @@ from otcclip.defenses.base import (
     PairBatch,
     Step,
     TrainingPairs,
+    check_budget,
     keep_trusted,
     spread,
     trusted_index,
 )
 from otcclip.defenses.losses import bounded_distance, clip_loss
+from otcclip.errors import UserError
 from otcclip.models.two_tower import TwoTower
 
 
@@ -45,6 +48,9 @@ class PAR:
     Args:
         tau: squared distance from which a modality's features are pushed no further.
         epoch_share, lr: its budget (`FineTuner`).
+
+    Raises:
+        UserError: an option out of its range.
     """
 
     name = "par"
@@ -52,6 +58,9 @@ class PAR:
     starts_from: ClassVar[str] = "clip"
 
     def __init__(self, tau: float = 2.15, epoch_share: float = 0.25, lr: float = 1e-4) -> None:
+        check_budget(self.name, epoch_share, lr)
+        if not 0 <= tau < math.inf:
+            raise UserError(f"par: tau is a squared distance of 0 or more, got {tau}")
         self.tau, self.epoch_share, self.lr = tau, epoch_share, lr
         self._poisoned: TwoTower | None = None
         self._weights: Mapping[str, Any] | None = None  # of the poisoned model, from a checkpoint

@@ -14,6 +14,7 @@ from torch import Tensor
 from otcclip.attacks import Attack, LabelSwap, PoisonPlan, apply_trigger
 from otcclip.data.pairs import PairStore
 from otcclip.data.png import png
+from otcclip.errors import UserError
 from otcclip.evaluation.attack_success import targeted_success
 from otcclip.evaluation.swap_success import Places, swap_success
 from otcclip.evaluation.zero_shot import class_embeddings, zero_shot
@@ -42,7 +43,15 @@ class Judge:
 
     A trigger is applied to the image at the model's resolution by the function that planted the poison. Which images an
     attack is tried on is its plan's trial: every test image of another class than the target for a backdoor, its own
-    images for a targeted attack.
+    images for a targeted attack. Accuracy is measured on `unseen`: test images that no attack adds to training (a
+    targeted attack trains on its very images), whether they were planted or not, so that all models are measured on
+    the same ones.
+
+    Attributes:
+        unseen: `[n]` bool, of the test images.
+
+    Raises:
+        UserError: the attacks add every test image to training.
     """
 
     def __init__(
@@ -52,6 +61,10 @@ class Judge:
         class_of = {name: i for i, name in enumerate(self.names)}
         row_of = {key: i for i, key in enumerate(test.keys)}
         self.labels = np.array([class_of[label] for label in test.labels])
+        planted = {added.source_key for plan in plans for added in plan.added}
+        self.unseen = np.array([key not in planted for key in test.keys])
+        if not self.unseen.any():
+            raise UserError(f"the attacks add all {len(test)} test images to training: none is left to be measured on")
         self._tokens: dict[str, Tensor] = {}
         self.shown = []
         for attack, plan in zip(attacks, plans, strict=True):
@@ -112,7 +125,8 @@ class Judge:
             if trial.swaps:
                 attacks[trial.name] |= {"retrieval": self._swapped(seen, text, trial)}
         model.train(training)
-        return {"top1": clean.top1, "top5": clean.top5, "attacks": attacks}, answers
+        top1, top5 = (float((clean.ranks[self.unseen] < k).mean()) for k in (1, 5))
+        return {"top1": top1, "top5": top5, "attacks": attacks}, answers
 
     def _swapped(self, images: Tensor, text: Tensor, trial: Shown) -> dict[str, Any]:
         """`{swapped, random: {hit_at_1, hit_at_5, hit_at_10, n, min_rank}}`: asked by the name said, by other names."""

@@ -234,12 +234,15 @@ def make_defense(spec: TrainSpec) -> Defense:
     """The defence that the spec names.
 
     Raises:
-        UserError: no such defence or option; a fine-tuner without a model to mend or pairs to mend it with.
+        UserError: no such defence or option; a fine-tuner without a model to mend or pairs to mend it with, or with a
+            budget other than the run's.
     """
     asked = Spec.parse(spec.defense)
     made = defenses.make(asked.name, **options_of("defence", defenses.DEFENSES, asked))
     if isinstance(made, FineTuner) and (spec.pretrained is None or spec.trusted is None):
         raise UserError(f"--defense {asked.name} mends a finished model: it takes --pretrained and --trusted")
+    if isinstance(made, FineTuner) and ("lr" in asked or "epoch_share" in asked):
+        raise UserError(f"--defense {asked}: its budget is --lr and --epochs here; leave lr and epoch_share out")
     return made
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from otcclip import __version__, attacks, defenses
 from otcclip.attacks import Attack, PoisonPlan, PoisonRecord, load_surrogate
-from otcclip.data.emoji_load import EmojiSplit, load_emoji
+from otcclip.data.emoji_load import EmojiSplit, corpus_digest, load_emoji
 from otcclip.data.pairs import PairStore
 from otcclip.defenses import DEFENSES, Defense
 from otcclip.defenses.base import FineTuner
@@ -19,7 +19,7 @@ from otcclip.errors import UserError
 from otcclip.specs import Spec, options_of
 from otcclip.training.loop import TrainConfig
 from otcclip.training.targets import give_targets
-from otcclip.training.white_box import wants_model, with_patch
+from otcclip.training.white_box import file_digests, wants_model, with_patch
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class RunSpec:
         return Path(self.out) / (self.name or self.defense)
 
     def identity(self) -> dict[str, Any]:
-        """What must agree for a run to be resumed or reused."""
+        """What must agree for a run to be resumed or reused: where files lie is no part of it, what they hold is."""
         elsewhere = ("out", "threads", "corpus", "start", "trusted_share", "surrogate")
         spec = {k: v for k, v in asdict(self).items() if k not in elsewhere}
-        identity = {**json.loads(json.dumps(spec)), "version": __version__}
+        files = {"corpus": corpus_digest(self.corpus), **file_digests(map(Spec.parse, self.attacks))}
+        identity = {**json.loads(json.dumps(spec)), "version": __version__, "files": files}
         if (start := start_of(self)) is not None:
             identity |= {"start": start.identity(), "trusted_share": self.trusted_share}
         if (surrogate := surrogate_of(self)) is not None:

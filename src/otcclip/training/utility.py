@@ -2,8 +2,9 @@
 
     add_utility(spec, ("probe", "retrieval"))      # a finished run; result.json gains `utility`
 
-Every image that is measured on was never trained on, poisoned or not: the style held out, or another corpus. Figures
-are taken from the files of a finished run, so a measure asked for later costs no training.
+Every image that is measured on was never trained on, poisoned or not: the style held out, less the images that an
+attack adds to training (`test_left_out` of the run's result), or another corpus. Figures are taken from the files of a
+finished run, so a measure asked for later costs no training.
 """
 
 from __future__ import annotations
@@ -41,14 +42,21 @@ FASHION_TRAINED = 10_000  # photographs the probe is trained on: the first of th
 
 @dataclass(frozen=True)
 class Subject:
-    """A finished model and where its corpora are; `corpus` is the emoji corpus, others lie beside it."""
+    """A finished model and where its corpora are; `corpus` is the emoji corpus, others lie beside it. `left_out`: keys
+    of test images that it may have been trained on."""
 
     model: TwoTower
     corpus: Path
     hold_out: str | None
+    left_out: frozenset[str] = frozenset()
 
     def beside(self, name: str) -> Path:
         return self.corpus.parent / name
+
+    def test(self) -> PairStore:
+        """The held-out style's pairs, less those left out."""
+        test = load_emoji(self.corpus, self.model.image_size, self.hold_out).test
+        return test.take([i for i, key in enumerate(test.keys) if key not in self.left_out])
 
     def images(self, images: NDArray[np.uint8]) -> Tensor:
         return encode_images(self.model, torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)).pooled
@@ -59,15 +67,13 @@ class Subject:
 
 def probe(subject: Subject) -> Rates:
     """The emojibase group (people, food, ...) of the held-out style's images; no name is in both halves."""
-    test = load_emoji(subject.corpus, subject.model.image_size, subject.hold_out).test
-    group_of = read_groups(subject.corpus)
+    test, group_of = subject.test(), read_groups(subject.corpus)
     return _probe_halves(subject, test, [group_of[key] for key in test.keys], test.labels)
 
 
 def retrieve(subject: Subject) -> Rates:
     """The held-out style's images and their own captions, as they stand in the corpus."""
-    test = load_emoji(subject.corpus, subject.model.image_size, subject.hold_out).test
-    return _retrieval(subject, test)
+    return _retrieval(subject, subject.test())
 
 
 def openclipart(subject: Subject) -> Rates:
@@ -127,7 +133,8 @@ def add_utility(spec: RunSpec, names: tuple[str, ...]) -> dict[str, Any]:
     if not missing:
         return result
     torch.set_num_threads(spec.threads)
-    subject = Subject(load_two_tower(spec.folder, spec.model).eval(), Path(spec.corpus), spec.hold_out)
+    model, left_out = load_two_tower(spec.folder, spec.model).eval(), frozenset(result["test_left_out"])
+    subject = Subject(model, Path(spec.corpus), spec.hold_out, left_out)
     taken = {name: {k: asdict(rate) for k, rate in MEASURES[name](subject).items()} for name in missing}
     result = {**result, "utility": {**result.get("utility", {}), **taken}}
     write_json(spec.folder / "result.json", result)

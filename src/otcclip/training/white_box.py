@@ -6,14 +6,17 @@ is then a finished run: the same attack is the same in every folder.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from otcclip import attacks
 from otcclip.attacks import PoisonContext
 from otcclip.attacks.surrogate import Surrogate
 from otcclip.data.emoji_load import EmojiSplit
+from otcclip.models.checkpoint import WEIGHTS
 from otcclip.registry import find
 from otcclip.specs import Spec, options_of, takes
 
@@ -25,6 +28,26 @@ def wants_model(specs: Iterable[Spec]) -> bool:
 
 def _wants(spec: Spec, option: str) -> bool:
     return takes(find("attack", attacks.ATTACKS, spec.name), option) and option not in spec
+
+
+def file_digests(specs: Iterable[Spec]) -> dict[str, str]:
+    """Of what the attacks' own files hold, by option: a patch, or the weights of a run that is looked into.
+
+    `missing` where there is none; whoever reads it says so.
+    """
+    out = {}
+    for spec in specs:
+        given = options_of("attack", attacks.ATTACKS, spec)
+        for option, inside in (("patch", "."), ("surrogate", WEIGHTS)):
+            if given.get(option):
+                path = Path(given[option]) / inside
+                out[f"{spec.name} {option}"] = _digest(path, path.stat().st_mtime_ns) if path.is_file() else "missing"
+    return out
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, version: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
 
 
 def with_patch(spec: Spec, split: EmojiSplit, surrogate: Surrogate | None, folder: Path | None, seed: int) -> Spec:
