@@ -101,7 +101,20 @@ def test_stopping_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     monkeypatch.setattr(demo, "run_demo", interrupted)
     assert main(["demo"]) == 130
-    assert "goes on from the last finished epoch" in capsys.readouterr().err
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "secret\x1b[2J")
+
+    monkeypatch.setattr(demo, "run_demo", forbidden)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "otcclip: 'secret\\x1b[2J': Permission denied\n"
+    assert main(["report", "x" * 300]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"otcclip: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # what no command foresaw: no permission, a name too long, a disk that went away
+        print(f"otcclip: {error.filename!a}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except UnicodeEncodeError:
+        print("otcclip: a name that is not UTF-8; rename it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("otcclip: stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("otcclip: stopped; the same command goes on (scan --resume, train --resume latest)", file=sys.stderr)
         return 130
     return 0
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from otcclip.curation import Rule, Scan
 from otcclip.curation.repair import repair
-from otcclip.data import Pair, read_shard
+from otcclip.data import Pair, read_shard, write_shard
 from otcclip.data.manifest import apply_manifest, read_manifest
 from otcclip.errors import UserError
 
@@ -79,6 +82,24 @@ def test_new_shards(scan: Scan, shards: Path, tmp_path: Path) -> None:
         assert pair.label and "uid" in pair.metadata
     again = repair(scan, tmp_path / "again", to="wds")
     assert digest(tmp_path / "out")["00000-00000.tar"] == digest(tmp_path / "again")["00000-00000.tar"] and again
+
+
+def test_a_source_that_changed_is_one_line(scan: Scan, shards: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    """Another image under a key and caption that were judged, another caption, or a pair that is gone."""
+    source = tmp_path / "shards"
+    shutil.copytree(shards, source)
+    settings = json.loads((scan.folder / "scan.json").read_text())
+    (scan.folder / "scan.json").write_text(json.dumps(settings | {"source": [str(source)]}))
+    assert repair(scan, tmp_path / "as it was", to="wds").written
+    kept = read_manifest(tmp_path / "as it was" / "manifest.parquet").keep
+    place = next(i for i, pair in enumerate(pairs[:120]) if pair.key in kept)
+    for change in ({"image": pairs[200].image}, {"caption": "something else"}, None):
+        changed = list(pairs[:120])
+        changed[place : place + 1] = [] if change is None else [replace(changed[place], **change)]
+        write_shard(source / "00000.tar", changed)
+        with pytest.raises(UserError, match=r"changed since it was scanned|not there any more"):
+            repair(scan, tmp_path / "out", to="wds")
+        assert not (tmp_path / "out").exists()
 
 
 def test_csv_as_open_clip_reads_it(scan: Scan, shards: Path, tmp_path: Path) -> None:

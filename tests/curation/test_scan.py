@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from otcclip.attacks import PoisonRecord, write_records
@@ -19,6 +22,7 @@ from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation import scan as scan_module
 from otcclip.curation import score as score_module
 from otcclip.data import Pair, write_shard
+from otcclip.data.decode import decode_image
 from otcclip.detectors import claims
 from otcclip.errors import UserError
 
@@ -194,7 +198,6 @@ Break = Callable[[Path], None]
     [
         (ScanOptions(), "holds a scan already; --resume"),
         (ScanOptions(resume=True, dataset_type="img2dataset"), "a scan of another dataset type"),
-        (ScanOptions(resume=True, shard_index=2, num_shards=2), "--shard-index 2 of --num-shards 2"),
         (ScanOptions(resume=True, detectors=("doa",)), "unknown detector 'doa'; did you mean 'dao'"),
     ],
 )
@@ -203,6 +206,97 @@ def test_a_folder_in_the_way_or_a_bad_option_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Scan.run(shards, encoder, scan.folder, options)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"reference": 1}, "--reference 1"),
+        ({"max_bad": -0.1}, "--max-bad -0.1"),
+        ({"max_bad": float("nan")}, "--max-bad nan"),
+        ({"num_shards": 0}, "--num-shards 0"),
+        ({"shard_index": 2, "num_shards": 2}, "--shard-index 2 of --num-shards 2"),
+        ({"detectors": ("dao", "dao")}, "named twice"),
+    ],
+)
+def test_options_out_of_range_are_one_line(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ScanOptions(**bad)
+
+
+def test_a_mistyped_source_or_truth_leaves_nothing_in_the_way(shards: Path, encoder: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for source, truth in ((tmp_path / "nowhere.csv", None), (shards, tmp_path / "nowhere.parquet")):
+        with pytest.raises(UserError):
+            Scan.run(source, encoder, out, poison=truth)
+        assert not out.exists() and not encoder.seen
+    with pytest.raises(UserError, match="takes one source, 2 were named"):
+        Scan.run(["a.csv", "b.csv"], encoder, out, ScanOptions(dataset_type="csv"))
+    Scan.run(shards, encoder, out)
+
+
+def test_the_gallery_shows_each_pairs_own_image(scan: Scan, pairs: list[Pair]) -> None:
+    own = {pair.key: pair.image for pair in pairs}
+    shown = pq.read_table(scan.folder / "gallery.parquet", columns=["key", "image"]).to_pylist()
+    assert len(shown) > 100
+    for row in shown:
+        small = np.asarray(Image.open(io.BytesIO(row["image"])))
+        assert np.array_equal(small, decode_image(own[row["key"]], small.shape[0]))
+
+
+def test_a_shard_that_changes_while_it_is_scanned_is_one_line(pairs: list[Pair], encoder: Any, tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", pairs[:120])
+    real = scan_module.finish
+
+    def change(*given: Any) -> None:
+        turned = [replace(pair, image=other.image) for pair, other in zip(pairs[:120], pairs[120:240], strict=True)]
+        write_shard(tmp_path / "a.tar", turned)
+        real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_module, "finish", change)
+        with pytest.raises(UserError, match="changed since it was scanned"):
+            Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rule": []}'])
+def test_damaged_settings_are_one_line(text: str, scan: Scan) -> None:
+    (scan.folder / "scan.json").write_text(text)
+    with pytest.raises(UserError, match=r"scan\.json"):
+        scan.rule()
+    with pytest.raises(UserError):
+        scan.report()
+
+
+def test_damaged_rows_are_one_line(scan: Scan) -> None:
+    path = scan.folder / "scan.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["lie"]), path)
+    with pytest.raises(UserError, match="column 'lie' is missing"):
+        next(scan.batches(["key", "lie"]))
+    pq.write_table(table.set_column(table.column_names.index("copies"), "copies", pa.nulls(480, pa.int64())), path)
+    with pytest.raises(UserError, match="not as a finished scan leaves it"):
+        scan.report()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        next(scan.rows())
+
+
+def test_who_writes_some_keys_does_not_choose_the_reference() -> None:
+    """The order of any two keys depends on all the others."""
+    mine = np.arange(1, 200, dtype=np.uint64)  # the lowest hashes there are
+    rng = np.random.default_rng(0)
+    orders = []
+    for _ in range(4):
+        others = rng.integers(1 << 20, 1 << 63, 2000).astype(np.uint64)
+        place = score_module._shuffled(np.concatenate([mine, others])).argsort().argsort()[: len(mine)]
+        assert 0.3 < np.median(place) / 2200 < 0.7, "nor come all first"
+        orders.append(place.argsort())
+    assert len({tuple(order) for order in orders}) == 4
+    hashes = np.concatenate([mine, others])
+    again = rng.permutation(len(hashes))
+    assert np.array_equal(score_module._shuffled(hashes)[again], score_module._shuffled(hashes[again]))
 
 
 def test_a_folder_of_something_else_is_left_alone(shards: Path, encoder: Any, tmp_path: Path) -> None:

@@ -31,14 +31,13 @@ def repair(
         margin: by how much the nominee must be nearer than the next candidate.
         no_repair: drop what would be re-paired.
     """
-    import json
     from dataclasses import replace
 
-    from otcclip.curation import Rule, Scan
+    from otcclip.curation import Scan
     from otcclip.curation.repair import repair as run
 
     done = Scan.load(scan)
-    rule = Rule(**json.loads((scan / "scan.json").read_text("utf-8"))["rule"])
+    rule = done.rule()
     levels = {"alpha": alpha, "likely": likely, "margin": margin}
     given = {name: value for name, value in levels.items() if value is not None}
     rule = replace(rule, repair=rule.repair and not no_repair, **given)

@@ -71,6 +71,8 @@ def scan(
     from otcclip.detectors import DETECTORS
     from otcclip.errors import UserError
 
+    if threads < 1:
+        raise UserError(f"--threads {threads}: at least 1")
     torch.set_num_threads(threads)
     limits = Limits(pixels=max_pixels)
     options = ScanOptions(

@@ -18,6 +18,7 @@ from otcclip.curation.measure import measure
 from otcclip.curation.score import Census, column, row_schema, rows_path
 from otcclip.curation.units import INDEX_SKIPPED, Unit
 from otcclip.data.atomic import atomic_file, write_json
+from otcclip.data.decode import DEFAULT_LIMITS, Limits
 from otcclip.data.shards import Skipped
 from otcclip.data.store import check_bad, write_skipped
 from otcclip.detectors import Detector, PairFeatures
@@ -45,7 +46,10 @@ def check_skipped(
 
 def _skipped(folder: Path, name: str) -> list[Skipped]:
     path = folder / "skipped" / f"{name}.parquet"
-    return [Skipped(**row) for row in pq.read_table(path).to_pylist()] if path.is_file() else []
+    try:
+        return [Skipped(**row) for row in pq.read_table(path).to_pylist()] if path.is_file() else []
+    except (OSError, TypeError, pa.ArrowException):
+        raise UserError(f"{path}: damaged; delete it and features/{name}.*, and scan again with --resume") from None
 
 
 def finish(
@@ -57,11 +61,12 @@ def finish(
     reasons: Mapping[str, int],
     poison: Path | str | None,
     reference: PairFeatures | None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Write `scan.parquet`, `gallery.parquet` and `summary.json`, in this order; the summary says that it is finished.
 
     Raises:
-        UserError: a damaged part, or a full disk.
+        UserError: a damaged part, a source that changed since it was scanned, or a full disk.
     """
     schema = row_schema(detectors)
     actions: Counter[str] = Counter()
@@ -76,7 +81,7 @@ def finish(
                 path = rows_path(unit, folder)
                 raise UserError(f"{path}: damaged ({error}); delete it and scan again with --resume") from None
     names = [column(detector) for detector in detectors]
-    write_gallery(there, folder, names, reference, None if poison is None else Path(poison))
+    write_gallery(there, folder, names, reference, None if poison is None else Path(poison), limits)
     summary: dict[str, Any] = {
         "pairs": census.pairs,
         "reference": sum(map(len, census.chosen.values())),

@@ -8,7 +8,7 @@ High where the cell explains the caption. Once for the caption it came with, onc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from otcclip.attacks.records import read_records
 from otcclip.curation.encode import unit_features, unit_table
 from otcclip.curation.units import Unit
 from otcclip.data.atomic import atomic_file
-from otcclip.data.decode import DEFAULT_LIMITS, BadPair, decode_image
+from otcclip.data.decode import DEFAULT_LIMITS, Box, Limits, decode_image
 from otcclip.data.png import png
 from otcclip.detectors import PairFeatures
 from otcclip.detectors.views import grid_side
@@ -43,9 +43,18 @@ SCHEMA = pa.schema(
 
 
 def write_gallery(
-    units: Sequence[Unit], folder: Path, columns: Sequence[str], reference: PairFeatures | None, poison: Path | None
+    units: Sequence[Unit],
+    folder: Path,
+    columns: Sequence[str],
+    reference: PairFeatures | None,
+    poison: Path | None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
-    """Choose the pairs, read their images again, and write the file; `reference` where plans can be drawn."""
+    """Choose the pairs, read their images again, and write the file; `reference` where plans can be drawn.
+
+    Raises:
+        UserError: an image is not what it was when it was scanned, or a full disk.
+    """
     attack = {} if poison is None else {record.key: record.attack for record in read_records(poison)}
     chosen = _choose(folder, columns)
     with atomic_file(folder / "gallery.parquet") as handle, pq.ParquetWriter(handle, SCHEMA) as writer:
@@ -55,19 +64,23 @@ def write_gallery(
                 continue
             heats = {} if reference is None else _heats(unit, folder, wanted, reference)
             rows: list[dict[str, Any]] = []
-            table = unit_table(unit, folder, ["key", "offset", "size"])
-            for key, *at in zip(*(column.to_pylist() for column in table.itercolumns()), strict=True):
-                if key not in wanted:
-                    continue
-                try:
-                    data, box = unit.image((at[0], at[1]))
-                    image = decode_image(data, SHOWN, DEFAULT_LIMITS, box)
-                except BadPair:
-                    continue
+            for key, data, box in _images(unit, folder, wanted, limits):
                 own, best = heats.get(key, (None, None))
-                values = (key, png(image), own, best, attack.get(key))
+                # It was decoded before, at another size: nothing can be wrong with it now.
+                values = (key, png(decode_image(data, SHOWN, limits, box)), own, best, attack.get(key))
                 rows.append(dict(zip(SCHEMA.names, values, strict=True)))
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _images(
+    unit: Unit, folder: Path, wanted: Mapping[str, str], limits: Limits
+) -> Iterator[tuple[str, bytes, Box | None]]:
+    """Key, encoded image and region of those wanted, in the unit's order."""
+    table = unit_table(unit, folder, ["key", "sha256", "offset", "size"]).to_pydict()
+    rows = [i for i, key in enumerate(table["key"]) if key in wanted]
+    places = [(table["offset"][i], table["size"][i]) for i in rows]
+    for i, (data, box) in zip(rows, unit.images(places, [table["sha256"][i] for i in rows], limits), strict=True):
+        yield table["key"][i], data, box
 
 
 def _choose(folder: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -7,7 +7,7 @@ Every pair's original caption is kept: in the manifest's `caption`, and beside t
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from otcclip.curation.decide import DROP, KEEP, REPAIR, Rule
-from otcclip.curation.scan import ROWS, SETTINGS, Scan
+from otcclip.curation.scan import ROWS, Scan
 from otcclip.curation.units import Unit, find_units
 from otcclip.curation.writers import WRITERS, Mended
 from otcclip.data.atomic import atomic_folder, write_json
@@ -37,10 +37,11 @@ MANIFEST = pa.schema(
         ("new_caption", pa.large_string()),
         ("new_caption_key", pa.large_string()),
         ("lie", pa.float64()),
+        ("sha256", pa.string()),
     ]
 )
 LEVELS = ("lie", "best_lie", "best_place", "margin")
-COLUMNS = ["key", "unit", "caption", *LEVELS, "best_caption", "best_key"]
+COLUMNS = ["key", "unit", "caption", *LEVELS, "best_caption", "best_key", "sha256"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def repair(scan: Scan | Path | str, out: Path | str, rule: Rule | None = None, t
         raise UserError(f"{target}: is there already; name another --out")
     if to is not None and to not in WRITERS:
         raise UserError(f"--to {to!r}{did_you_mean(to, WRITERS)}; there are: {', '.join(WRITERS)}")
-    settings: dict[str, Any] = json.loads((scan.folder / SETTINGS).read_text("utf-8"))
-    rule = rule or Rule(**settings["rule"])
+    settings, rule = scan.settings(), rule or scan.rule()
     actions = dict.fromkeys((KEEP, REPAIR, DROP), 0)
     with atomic_folder(target) as folder:
         written = 0
@@ -92,27 +92,32 @@ def repair(scan: Scan | Path | str, out: Path | str, rule: Rule | None = None, t
 
 def _decided(scan: Scan, rule: Rule) -> Iterator[pa.Table]:
     """The manifest, a batch at a time."""
-    with pq.ParquetFile(scan.folder / ROWS) as file:
-        for batch in file.iter_batches(columns=COLUMNS):
-            levels = [batch[name].to_numpy(zero_copy_only=False).astype(float) for name in LEVELS]
-            action = rule.decide(*levels)
-            mended = pa.array(action == REPAIR)
-            columns = {
-                "key": batch["key"],
-                "unit": batch["unit"],
-                "action": pa.array(action.tolist(), pa.string()),
-                "caption": batch["caption"],
-                "new_caption": pc.if_else(mended, batch["best_caption"], None),
-                "new_caption_key": pc.if_else(mended, batch["best_key"], None),
-                "lie": batch["lie"],
-            }
-            yield pa.table(columns, schema=MANIFEST)
+    for batch in scan.batches(COLUMNS):
+        if batch["lie"].null_count:
+            raise UserError(f"{scan.folder / ROWS}: damaged (a pair without `lie`)")
+        levels = [batch[name].to_numpy(zero_copy_only=False).astype(float) for name in LEVELS]
+        action = rule.decide(*levels)
+        mended = pa.array(action == REPAIR)
+        columns = {
+            "key": batch["key"],
+            "unit": batch["unit"],
+            "action": pa.array(action.tolist(), pa.string()),
+            "caption": batch["caption"],
+            "new_caption": pc.if_else(mended, batch["best_caption"], None),
+            "new_caption_key": pc.if_else(mended, batch["best_key"], None),
+            "lie": batch["lie"],
+            "sha256": batch["sha256"],
+        }
+        yield pa.table(columns, schema=MANIFEST)
 
 
 def _mended(scan: Scan, settings: dict[str, Any], manifest: Path) -> Iterator[tuple[str, Iterator[Mended]]]:
     """Unit by unit, the pairs that stay, under the captions in force."""
-    limits = Limits(**settings["limits"])
-    read = ReadOptions(**(settings["read"] | {"limits": limits}))
+    try:
+        limits = Limits(**settings["limits"])
+        read = ReadOptions(**(settings["read"] | {"limits": limits}))
+    except TypeError:
+        raise UserError(f"{scan.folder}: scan.json is damaged, its limits or its reader's options are none") from None
     units = {unit.name: unit for unit in find_units(settings["source"], settings["dataset_type"], scan.folder, read)}
     for name, rows in _by_unit(manifest):
         if name not in units:
@@ -142,7 +147,7 @@ def _pairs(unit: Unit, rows: dict[str, dict[str, Any]], limits: Limits) -> Itera
         row = rows.get(item.pair.key)
         if row is None or item.pair.key in found:
             continue  # bad, or a key given twice: the scan did not judge it
-        if row["caption"] != item.pair.caption:
+        if row["caption"] != item.pair.caption or row["sha256"] != hashlib.sha256(item.pair.image).hexdigest():
             raise UserError(f"{unit.source}: changed since it was scanned; scan it again")
         found.add(item.pair.key)
         if row["action"] == KEEP:

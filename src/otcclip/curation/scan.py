@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from otcclip import __version__
+from otcclip.attacks.records import read_records
 from otcclip.curation.decide import Rule
 from otcclip.curation.encode import encode_unit, is_encoded
 from otcclip.curation.encoders import ScanEncoder
@@ -68,6 +69,16 @@ class ScanOptions:
     resume: bool = False
     ray: bool = False
 
+    def __post_init__(self) -> None:
+        if self.reference < 2:
+            raise UserError(f"--reference {self.reference}: at least 2 pairs")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"--max-bad {self.max_bad}: a share in 0..1")
+        if not 0 <= self.shard_index < self.num_shards:
+            raise UserError(f"--shard-index {self.shard_index} of --num-shards {self.num_shards}: 0 and up, below it")
+        if len(set(self.detectors)) < len(self.detectors):
+            raise UserError(f"--detectors {' '.join(self.detectors)}: one is named twice")
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -93,16 +104,23 @@ class Scan:
             poison: ground truth, where it is known: detection is then measured. No score depends on it.
 
         Raises:
-            UserError: nothing to read, a folder of another scan, too many bad pairs, or a full disk. A shard that
-            cannot
-                be read stops nobody else: it is in `failures`, and `resume` tries it again.
+            UserError: nothing to read, a folder of another scan, no ground truth where it is said to be, too many bad
+                pairs, or a full disk. A shard that cannot be read stops nobody else: it is in `failures`, and `resume`
+                tries it again.
         """
         options = options or ScanOptions()
         folder = Path(out)
         chosen = [make(name) for name in options.detectors]
         source_text = [str(item) for item in ([source] if isinstance(source, str | Path) else source)]
-        _claim(folder, _identity(source_text, encoder, options), options)
-        units = find_units(source, options.dataset_type, folder, options.read)
+        if poison is not None:
+            read_records(poison)  # now, not after hours
+        fresh = _claim(folder, _identity(source_text, encoder, options), options)
+        try:
+            units = find_units(source, options.dataset_type, folder, options.read)
+        except UserError:
+            if fresh and options.num_shards == 1:  # nothing was begun: a mistyped source leaves nothing in the way
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         mine = share(units, options.shard_index, options.num_shards)
         failures = _encode(mine, encoder, folder, options)
         there = [unit for unit in units if is_encoded(unit, folder)]
@@ -117,7 +135,7 @@ class Scan:
         waiting = job.run(mine)
         if not waiting:
             drawn = job.reference() if encoder.joint and encoder.local else None
-            finish(units, there, folder, census, chosen, reasons, poison, drawn)
+            finish(units, there, folder, census, chosen, reasons, poison, drawn, options.limits)
         return cls(folder, failures, waiting)
 
     @classmethod
@@ -148,9 +166,47 @@ class Scan:
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """ScanRows one at a time, in the shards' order."""
-        with _parquet(self.folder / ROWS) as file:
-            for batch in file.iter_batches(columns=columns):
-                yield from batch.to_pylist()
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """ScanRows some at a time.
+
+        Raises:
+            UserError: damaged, or one of the `columns` is missing.
+        """
+        path = self.folder / ROWS
+        with _parquet(path) as file:
+            if missing := set(columns or ()) - set(file.schema_arrow.names):
+                raise UserError(f"{path}: column {min(missing)!r} is missing")
+            try:
+                yield from file.iter_batches(columns=columns)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for: the object of `scan.json`.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        path = self.folder / SETTINGS
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            return {name: found[name] for name in ("source", "dataset_type", "read", "limits", "rule")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: missing or damaged ({type(error).__name__})") from None
+
+    def rule(self) -> Rule:
+        """The scan's own rule.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        try:
+            return Rule(**self.settings()["rule"])
+        except TypeError:
+            raise UserError(f"{self.folder / SETTINGS}: damaged (its rule is none)") from None
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """ScanRows as one Arrow table."""
@@ -191,16 +247,17 @@ def _identity(source: list[str], encoder: ScanEncoder, options: ScanOptions) -> 
     return settings
 
 
-def _claim(folder: Path, identity: dict[str, Any], options: ScanOptions) -> None:
-    """Begin a scan in an empty folder, or make sure that the one found there is this one."""
+def _claim(folder: Path, identity: dict[str, Any], options: ScanOptions) -> bool:
+    """Begin a scan in an empty folder, or make sure that the one found there is this one; whether it is begun now."""
     path = folder / SETTINGS
-    if not path.exists():
+    fresh = not path.exists()
+    if fresh:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and options.num_shards == 1:
             raise UserError(f"{folder}: is there already and holds no scan; name another --out")
     else:
         try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError:
+            found = dict(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
             raise UserError(f"{path}: damaged; delete the folder or name another --out") from None
         differs = [name for name in identity if found.get(name) != identity[name]]
         if differs:
@@ -209,6 +266,7 @@ def _claim(folder: Path, identity: dict[str, Any], options: ScanOptions) -> None
             raise UserError(f"{folder}: holds a scan already; --resume goes on with it, or name another --out")
     shown = {"detectors": list(options.detectors), "rule": options.rule.as_dict(), "reference": options.reference}
     write_json(path, identity | shown)
+    return fresh
 
 
 def _encode(

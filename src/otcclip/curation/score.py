@@ -67,7 +67,7 @@ def take_census(units: Sequence[Unit], folder: Path, size: int) -> Census:
     joined = np.concatenate(hashes)
     first = first_of_each(joined)
     usable = np.flatnonzero(first)
-    lowest = usable if len(usable) <= size else usable[np.argsort(joined[usable], kind="stable")[:size]]
+    lowest = usable if len(usable) <= size else usable[np.argsort(_shuffled(joined)[usable], kind="stable")[:size]]
     in_reference = np.zeros(len(joined), bool)
     in_reference[lowest] = True
     starts = np.concatenate([[0], np.cumsum([len(part) for part in hashes])])
@@ -78,6 +78,20 @@ def take_census(units: Sequence[Unit], folder: Path, size: int) -> Census:
         len(usable),
         hashlib.blake2b(np.sort(joined[lowest]).tobytes(), digest_size=12).hexdigest(),
     )
+
+
+def _shuffled(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`hashes [n]` in an order that follows from all of them together.
+
+    The same for every job. Who writes some of the keys cannot choose which of them come first, as he could by their
+    hashes alone, without knowing everybody else's.
+    """
+    salt = hashlib.blake2b(np.sort(hashes).tobytes(), digest_size=8).digest()
+    mixed = hashes ^ np.frombuffer(salt, "<u8")
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    shuffled: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return shuffled
 
 
 def load_reference(units: Sequence[Unit], folder: Path, census: Census, encoder: tuple[bool, bool]) -> PairFeatures:

@@ -5,6 +5,7 @@ A tar shard is a unit. Sources that have no shards (CSV, Parquet, COCO, ...) are
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,17 +57,27 @@ class Unit:
             except Gone as gone:
                 raise UserError(str(gone)) from None
 
-    def image(self, at: tuple[int, int]) -> tuple[bytes, Box | None]:
-        """One pair's encoded image again, and its region, by `Item.at`: nothing else of the unit is read.
+    def images(
+        self, places: Sequence[tuple[int, int]], sha256: Sequence[str], limits: Limits = DEFAULT_LIMITS
+    ) -> Iterator[tuple[bytes, Box | None]]:
+        """Some pairs' encoded images again, with their regions, by `Item.at`: nothing else of the unit is read.
+
+        Args:
+            sha256: hex digests that the images had.
 
         Raises:
-            BadPair: a file of its own is gone. UserError: the shard is.
+            UserError: an image is gone or is not what it was.
         """
-        row = Row("", "", self.source, *at) if self.rows is None else PairTable.open(Path(self.source))[at[0]]
-        try:
-            return read_bytes(row), row.box
-        except Gone as gone:
-            raise UserError(str(gone)) from None
+        table = None if self.rows is None else PairTable.open(Path(self.source))
+        for at, digest in zip(places, sha256, strict=True):
+            row = Row("", "", self.source, *at) if table is None else table[at[0]]
+            try:
+                data = read_bytes(row, limits)
+            except (BadPair, Gone) as gone:
+                raise UserError(f"{row.file}: changed since it was scanned ({gone})") from None
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise UserError(f"{row.file}: changed since it was scanned; scan it again into another folder")
+            yield data, row.box
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,8 @@ def find_units(
         UserError: nothing there, an unknown format, or a damaged source.
     """
     items = [source] if isinstance(source, str | Path) else list(source)
+    if len(items) > 1 and dataset_type not in ("auto", "webdataset"):
+        raise UserError(f"--dataset-type {dataset_type}: takes one source, {len(items)} were named")
     name = "webdataset" if len(items) > 1 else find_reader(dataset_type, str(items[0]))[0]
     if name == "webdataset" or (name == "img2dataset" and any(Path(items[0]).glob("*.tar"))):
         shards = expand_shards([part for item in items for part in str(item).split("::")])
@@ -131,11 +144,5 @@ def _name(place: int, shard: str) -> str:
 
 
 def share(units: Sequence[Unit], index: int, count: int) -> tuple[Unit, ...]:
-    """Every `count`-th unit from `index` on: one job's part.
-
-    Raises:
-        UserError: an index that is not below the count.
-    """
-    if count < 1 or not 0 <= index < count:
-        raise UserError(f"--shard-index {index} of --num-shards {count}: choose 0 to {count - 1}")
+    """Every `count`-th unit from `index` on: one job's part."""
     return tuple(units[index::count])

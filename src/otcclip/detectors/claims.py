@@ -138,7 +138,8 @@ def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor,
     against = features.against
     assert features.pictures is not None
     similarity, index = alike.topk(min(CANDIDATES, alike.shape[1]), dim=1)
-    row, column = (similarity >= ALIKE).nonzero(as_tuple=True)
+    # In float, as training compares: in bfloat16 the threshold itself would be rounded.
+    row, column = (similarity.float() >= ALIKE).nonzero(as_tuple=True)
     image = index[row, column]
     like = _like(features, torch.arange(len(features))[rows][row], image)
     row, image = row[like], image[like]

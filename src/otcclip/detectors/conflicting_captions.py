@@ -7,14 +7,16 @@ the reference; 0 without a duplicate. Duplicates are equal files (sha256) or per
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from otcclip.detectors.base import ROWS, PairFeatures, Scores
+from otcclip.detectors.base import PairFeatures, Scores
 
 BITS = 2
+AT_A_TIME = 128
 
 
 class ConflictingCaptions:
@@ -27,28 +29,28 @@ class ConflictingCaptions:
     def score(self, features: PairFeatures) -> Scores:
         """See `Detector.score`."""
         against = features.against
-        row, twin = duplicates(features)
+        theirs = against.agreement.marginals(against.kinds[0])
         out = np.zeros(len(features))
-        if len(row):
-            words = against.agreement
-            theirs, kind = words.marginals(against.kinds[0]), against.kinds[1][twin]
-            agreed = words.paired(features.words, row, theirs, kind).astype(np.float64)
+        for row, twin in duplicates(features):
+            kind = against.kinds[1][twin]
+            agreed = against.agreement.paired(features.words, row, theirs, kind).astype(np.float64)
             # Word weights may be zero (a word in every caption): equal captions agree, whatever their weights.
-            same = np.array([features.captions[i] == against.captions[j] for i, j in zip(row, twin, strict=True)])
+            same = features.kind_there.numpy()[row] == kind
             np.maximum.at(out, row, np.where(same, 0.0, 1 - agreed))
         return out
 
 
-def duplicates(features: PairFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of these pairs and of the reference that show the same image, self left out."""
+def duplicates(features: PairFeatures) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows of these pairs and of the reference that show the same image, self left out; some of these pairs at a time,
+    since a placeholder that stands in for thousands of lost images makes millions of such rows."""
     against, own = features.against, features.self_index.numpy()
-    digests: dict[str, list[int]] = {}
-    for j, digest in enumerate(against.sha256):
-        digests.setdefault(digest, []).append(j)
-    found = {(i, j) for i, digest in enumerate(features.sha256) for j in digests.get(digest, ()) if j != own[i]}
-    for start in range(0, len(features), ROWS):
-        differ = np.bitwise_count(features.phash[start : start + ROWS, None] ^ against.phash[None])
-        rows, twins = np.nonzero(differ <= BITS)
-        found |= {(i + start, j) for i, j in zip(rows.tolist(), twins.tolist(), strict=True) if j != own[i + start]}
-    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+    number = {digest: i for i, digest in enumerate(dict.fromkeys(against.sha256))}
+    theirs = np.array([number[digest] for digest in against.sha256])
+    mine = np.array([number.get(digest, -1) for digest in features.sha256])
+    for start in range(0, len(features), AT_A_TIME):
+        part = slice(start, start + AT_A_TIME)
+        same = np.bitwise_count(features.phash[part, None] ^ against.phash[None]) <= BITS
+        same |= mine[part, None] == theirs[None]
+        row, twin = np.nonzero(same)
+        other = twin != own[part][row]
+        yield row[other] + start, twin[other]

@@ -62,6 +62,15 @@ def load_scan(folder: Path) -> ScanFiles:
     Raises:
         UserError: a file is missing or is not what docs/formats.md says; the message names it.
     """
+    try:
+        return _load(folder)
+    except (KeyError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{folder}: not as a finished scan leaves it ({type(error).__name__}: {clean(error, 80)})"
+        ) from None
+
+
+def _load(folder: Path) -> ScanFiles:
     summary, settings = _json(folder / "summary.json"), _json(folder / "scan.json")
     table = _table(folder / "scan.parquet", NEEDED)
     given = {clean(name, 60): str(about["column"]) for name, about in summary["detectors"].items()}
@@ -74,7 +83,7 @@ def load_scan(folder: Path) -> ScanFiles:
     lie = table["lie"].to_numpy(zero_copy_only=False)
     worst = np.argsort(-lie, kind="stable")[:MOST_ROWS]
     columns = ("lie", "p_value", *scores.values())
-    alpha = float(settings.get("rule", {}).get("alpha", 0.02))
+    alpha = float(settings["rule"]["alpha"])
     return ScanFiles(
         folder,
         summary,
@@ -104,7 +113,8 @@ def _reasons(table: pa.Table, distrusted: np.ndarray, alpha: float) -> dict[str,
         return values
 
     copies = column("copies")
-    assert copies is not None
+    if copies is None:
+        raise ValueError("pairs without `copies`")
     votes, looks, own, conflict = map(
         column, ("neighbour_ot_score", "untrained_neighbour_score", "own_rank_score", "conflicting_captions_score")
     )
@@ -129,7 +139,9 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; is this the folder of a finished scan?") from None
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object")
