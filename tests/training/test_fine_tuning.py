@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
 from otcclip.errors import UserError
 from otcclip.training.experiment import RunSpec, make_setting, run_experiment, start_of
+from otcclip.training.run import make_defense
 from otcclip.training.setting import trusted_keys
+from otcclip.training.train_spec import TrainSpec
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -122,3 +127,28 @@ def test_trusted_pairs_are_honest_and_follow_the_seed(clip: RunSpec) -> None:
     for share in (0.0, 1e-6, 0.9, 1.5):
         with pytest.raises(UserError, match=rf"trusted share {share}: of 360 pairs 30 are honest"):
             trusted_keys(replace(clip, trusted_share=share), setting)
+
+
+def test_a_run_is_what_its_files_hold(clip: RunSpec, tmp_path: Path) -> None:
+    """Another patch at the same path, or another corpus, is another run; where they lie is not."""
+    patch = tmp_path / "patch.npy"
+    np.save(patch, np.zeros((3, 8, 8), np.float32))
+    spec = replace(clip, attacks=(f"badclip:patch={patch}",))
+    before = spec.identity()
+    assert before == spec.identity() and before["files"]["badclip patch"] != "missing"
+    np.save(patch, np.ones((3, 8, 8), np.float32))
+    assert spec.identity() != before
+    moved = tmp_path / "moved"
+    shutil.copytree(clip.corpus, moved)
+    assert replace(clip, corpus=str(moved)).identity() == clip.identity()
+    index = pq.read_table(moved / "index.parquet")
+    captions = pa.array(["other", *index["caption"].to_pylist()[1:]])
+    pq.write_table(index.set_column(index.column_names.index("caption"), "caption", captions), moved / "index.parquet")
+    assert replace(clip, corpus=str(moved)).identity() != clip.identity()
+
+
+def test_under_train_the_budget_is_the_runs() -> None:
+    spec = TrainSpec("x.tar", defense="cleanclip:lr=1e-9", pretrained="w", trusted="t")
+    with pytest.raises(UserError, match="its budget is --lr and --epochs"):
+        make_defense(spec)
+    assert make_defense(replace(spec, defense="cleanclip:lambda_view=2")).name == "cleanclip"
