@@ -83,54 +83,51 @@ class _Shown:
     mate: Tensor
 
 
-Pairs = tuple[Tensor, Tensor]  # rows of the pairs asked about, and of the reference
-
-
-def _joined(parts: tuple[Pairs, ...]) -> Pairs:
-    rows, images = zip(*parts, strict=True)
-    return torch.cat(rows), torch.cat(images)
-
-
 def _shown(features: PairFeatures) -> _Shown:
     def make() -> _Shown:
         parts = [_of_rows(features, slice(a, a + ROWS)) for a in range(0, len(features), ROWS)]
-        looks, encoder, mates = (_joined(pairs) for pairs in zip(*parts, strict=True))
-        n, shape = len(features), (len(features), len(features.against))
-        twins, to_encoder = _table(*looks, shape), _table(*encoder, shape)
-        # Who is in the reference is his own twin there.
-        made = _same_claim(features, (twins + to_encoder).tocoo()) + (features.self_index < 0).long()
-        return _Shown(torch.bincount(mates[0], minlength=n) + 1, made, twins, to_encoder, *mates)
+        twins, to_encoder = (
+            sparse.vstack([getattr(part, name) for part in parts], format="csr")
+            for name in ("twins", "twins_to_encoder")
+        )
+        shown, same, row, mate = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("shown", "same", "row", "mate")
+        )
+        return _Shown(shown, same, twins, to_encoder, row, mate)
 
     return features.once("shown", make)
 
 
-def _same_claim(features: PairFeatures, twins: sparse.coo_array) -> Tensor:
-    """`[n]` how many of a pair's twins carry its very caption; a pair whose caption was changed since counts itself."""
-    same = features.against.kinds[1][twins.col] == features.kind_there.numpy()[twins.row]
-    found = np.bincount(twins.row[same], minlength=len(features))
-    return torch.from_numpy(found).clamp_min((features.self_index >= 0).long())
-
-
-def _of_rows(features: PairFeatures, rows: slice) -> tuple[Pairs, Pairs, Pairs]:
-    """Of some pairs: themselves and near-duplicates by looks; near-duplicates to the encoder; mates (`_Shown`)."""
+def _of_rows(features: PairFeatures, rows: slice) -> _Shown:
+    """`_Shown` of some pairs; their mates' `row` counts from the first of all."""
     against = features.against
     place, own = torch.arange(len(features))[rows], features.self_index[rows]
     inside = torch.nonzero(own >= 0)[:, 0]
-    itself = place[inside], own[inside]
-    twins = (encoder_views(features)[0][rows] @ encoder_views(against)[0].T) > NEAR_DUPLICATE
+    itself = torch.zeros(len(place), len(against), dtype=torch.bool)
+    itself[inside, own[inside]] = True
+    to_encoder = (encoder_views(features)[0][rows] @ encoder_views(against)[0].T) > NEAR_DUPLICATE
+    twins, row, mate = itself, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    if features.pictures is not None:
+        alike = picture_views(features)[0][rows] @ picture_views(against)[0].T
+        twins = (alike > NEAR_DUPLICATE) | itself
+        row, mate = (twins & ~itself).nonzero(as_tuple=True)
+        like = _like(features, place[row], mate)
+        copy_row, copy = _copies(features, rows, alike.masked_fill_(twins, -2.0))
+        row, mate = torch.cat([row[like], copy_row]), torch.cat([mate[like], copy])
+    shown = torch.bincount(row, minlength=len(place)) + 1
+    same = _same_claim(features, rows, twins | to_encoder)
+    # As tables at once: a thousand placeholders are a million twins, and lists of them take eight times the memory.
+    looks, encoder = sparse.csr_array(twins.numpy()), sparse.csr_array(to_encoder.numpy())
+    return _Shown(shown, same, looks, encoder, place[row], mate)
+
+
+def _same_claim(features: PairFeatures, rows: slice, twins: Tensor) -> Tensor:
+    """`[r]` how many of some pairs' `twins [r, m]` carry their very captions, they themselves included."""
     row, image = twins.nonzero(as_tuple=True)
-    to_encoder = place[row], image
-    if features.pictures is None:
-        nobody = torch.empty(0, dtype=torch.int64)
-        return itself, to_encoder, (nobody, nobody)
-    alike = picture_views(features)[0][rows] @ picture_views(against)[0].T
-    twins = alike > NEAR_DUPLICATE
-    twins[inside, own[inside]] = True
-    row, image = twins.nonzero(as_tuple=True)
-    like = _like(features, place[row], image) & (image != own[row])
-    copy_row, copy = _copies(features, rows, alike.masked_fill_(twins, -2.0))
-    mates = place[torch.cat([row[like], copy_row])], torch.cat([image[like], copy])
-    return (place[row], image), to_encoder, mates
+    kind, own = torch.from_numpy(features.against.kinds[1]), features.self_index[rows]
+    found = torch.bincount(row[kind[image] == features.kind_there[rows][row]], minlength=len(own))
+    # Who is in the reference is his own twin there; where his caption was changed since, he still counts himself.
+    return torch.where(own < 0, found + 1, found.clamp_min(1))
 
 
 def _copies(features: PairFeatures, rows: slice, alike: Tensor) -> tuple[Tensor, Tensor]:
