@@ -7,6 +7,7 @@ Arrow file and memory-mapped, so that worker processes share it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from otcclip.data.atomic import atomic_file
-from otcclip.data.decode import Box
+from otcclip.data.decode import Box, printable
 from otcclip.errors import UserError
 
 WHOLE_FILE = -1
+# Where the file names stand in the schema. Indexes that lack it joined them by newlines, which a path may hold.
+FILES = b"otcclip.files.json"
 
 SCHEMA = pa.schema(
     [
@@ -115,7 +118,8 @@ class PairTable:
 
     def save(self, path: Path) -> None:
         """Write an Arrow file, whole or not at all. Raises UserError on a full disk."""
-        metadata = {"files": "\n".join(self.files)}
+        # ASCII: a path may hold bytes that are not UTF-8, which Python keeps as lone surrogates.
+        metadata = {FILES: json.dumps(self.files, ensure_ascii=True).encode()}
         table = self._columns.replace_schema_metadata(metadata).combine_chunks()
         with atomic_file(path) as handle, pa.ipc.new_file(handle, table.schema) as writer:
             writer.write_table(table, max_chunksize=1 << 20)
@@ -125,15 +129,16 @@ class PairTable:
         """Memory-map what `save` wrote.
 
         Raises:
-            UserError: missing or damaged.
+            UserError: missing, damaged, or of an older form.
         """
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             if table.schema.names != SCHEMA.names:
                 raise ValueError(f"columns {table.schema.names}")
-            files = (table.schema.metadata or {}).get(b"files", b"").decode().split("\n")
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: not an index of pairs ({error}); delete it and it will be made again") from error
+            files = _files(table.schema)
+        except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+            found = printable(str(error))
+            raise UserError(f"{path}: not an index of pairs ({found}); delete it and it will be made again") from error
         return cls(table, files, path)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,6 +146,16 @@ class PairTable:
         if self._path is not None:
             return PairTable.open, (self._path,)
         return PairTable, (self._columns, self.files)
+
+
+def _files(schema: pa.Schema) -> list[str]:
+    written = (schema.metadata or {}).get(FILES)
+    if written is None:
+        raise ValueError("made by an older version")
+    files = json.loads(written)
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ValueError("its file names are not a list")
+    return files
 
 
 class TableBuilder:
