@@ -33,6 +33,7 @@ from otcclip.data.decode import (
     image_kind,
     printable,
 )
+from otcclip.data.names import KEY_FIELD, key_of, member_name
 from otcclip.data.pairs import Pair
 from otcclip.errors import UserError
 
@@ -52,10 +53,12 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str | 
     With no `image_extension` each image gets that of its own first bytes (`png` where they say nothing).
 
     The same pairs give the same bytes: no times, users or hash order. The json member holds the pair's
-    metadata and, where it has one, its label.
+    metadata and, where it has one, its label. A key that is no safe name of a member (`im/0.png`, `../x`) is
+    percent-encoded there and stands in the json member as `__key__`; `read_shard` gives it back.
 
     Raises:
-        UserError: the disk cannot be written to; nothing is left behind.
+        UserError: the disk cannot be written to, or a pair is no text or has metadata called `__key__`; nothing is
+            left behind.
     """
     import webdataset  # two seconds of import, needed only here
 
@@ -77,13 +80,21 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str | 
 
 
 def _members_of(pair: Pair, image_extension: str | None) -> dict[str, str | bytes]:
+    shown = printable(pair.key)[:60]
+    if KEY_FIELD in pair.metadata:
+        raise UserError(f"pair {shown!r}: its metadata hold {KEY_FIELD!r}, the name that keys are kept under")
     fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
-    return {
-        "__key__": pair.key,
-        image_extension or image_kind(pair.image) or "png": pair.image,
-        "txt": pair.caption.encode(),
-        "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
-    }
+    try:
+        name = member_name(pair.key)
+        fields |= {} if name == pair.key else {KEY_FIELD: pair.key}
+        return {
+            "__key__": name,
+            image_extension or image_kind(pair.image) or "png": pair.image,
+            "txt": pair.caption.encode(),
+            "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
+        }
+    except UnicodeEncodeError as error:
+        raise UserError(f"pair {shown!r}: holds characters that UTF-8 cannot write") from error
 
 
 def expand_shards(shards: str | Path | Sequence[str | Path]) -> list[str]:
@@ -120,9 +131,9 @@ def read_shard(
 ) -> Iterator[Pair]:
     """The pairs of one tar (local path or fsspec URL), in its order; images stay encoded.
 
-    `label` and `metadata` come from the json member. Members of other kinds are never opened; a pair without
-    an image because its image is of another kind is skipped as "not an allowed format". Skipped pairs go to
-    `on_skip`.
+    `label` and `metadata` come from the json member, and the key where that is no name of a member. Members of
+    other kinds are never opened; a pair without an image because its image is of another kind is skipped as "not
+    an allowed format". Skipped pairs go to `on_skip`.
 
     Raises:
         UserError: the shard is missing, not an (uncompressed) tar, truncated or damaged.
@@ -188,6 +199,7 @@ def _located(key: str, members: dict[str, _Member], limits: Limits) -> Located:
     caption = decode_caption(data["txt"], limits)
     metadata = decode_metadata(data["json"], limits) if "json" in data else {}
     label = metadata.pop("label", None)
+    key = key_of(key, metadata)
     assert isinstance(image.content, bytes)
     return Located(Pair(key, image.content, caption, label, metadata), image.offset, image.size)
 
