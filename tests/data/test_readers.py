@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from otcclip.data.decode import BadPair
-from otcclip.data.images import read_bytes
+from otcclip.data.images import Gone, read_bytes
 from otcclip.data.pairs import Pair
 from otcclip.data.readers import ReadOptions, Spool, find_reader
 from otcclip.data.shards import Skipped, write_shard
@@ -299,3 +299,35 @@ def test_files_that_are_none_are_never_opened(tmp_path: Path) -> None:
     for name in (tmp_path / "pipe.png", Path("/dev/zero"), tmp_path):
         with pytest.raises(BadPair, match="not a regular file"):
             read_bytes(Row("k", "c", str(name)))
+
+
+ADDRESSES = ["nope://x.png", "file:///nosuch.png", "memory://x.png", "dir://x", "reference://x", "tar://x.png"]
+ADDRESSES += ["zip://x.png::file:{}/a.zip", "file://{}/pipe.png", "file://{}/a.png", "github://a:b@c/d.png"]
+ADDRESSES += ["http://127.0.0.1:9/x.png", "simplecache::http://127.0.0.1:9/x.png"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_in_a_data_set_is_never_opened(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda *args: pytest.fail(f"asked for {args}"))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").write_bytes(encoded(1))
+    path = address.format(tmp_path)
+    rows, _ = read(write_csv(tmp_path / "pairs.csv", [[path, "a caption"]]), "csv", tmp_path)
+    table = pa.table({"image": [path], "text": ["a caption"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    rows += read(tmp_path / "x.parquet", "parquet", tmp_path)[0]
+    assert len(rows) == 2
+    for row in rows:
+        with pytest.raises(BadPair, match="no image"):
+            read_bytes(row)
+
+
+@pytest.mark.parametrize("address", [a for a in ADDRESSES if not a.startswith(("file", "github"))])
+def test_an_address_of_a_shard_that_fails_is_one_line(address: str, tmp_path: Path) -> None:
+    shard_at = address.format(tmp_path)
+    with pytest.raises(Gone, match=r"^[^\n]+: [^\n]+$"):
+        read_bytes(Row("k", "c", shard_at, 512, 10))
+    with pytest.raises(UserError, match=r"^[^\n]+: [^\n]+$"):
+        list(find_reader("webdataset", "x")[1](shard_at, ReadOptions(), Spool(tmp_path / "spool")))

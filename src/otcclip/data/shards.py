@@ -246,10 +246,10 @@ def _members(shard: str, limits: Limits, images: bool) -> Iterator[_Member]:
         except UserError:
             raise
         except OSError as error:
-            raise UserError(f"{printable(shard)}: cannot read: {error.strerror or error}") from error
+            raise UserError(f"{printable(shard)}: cannot read: {printable(error.strerror or str(error))}") from error
         except Exception as error:
             # tarfile raises more than TarError on crafted headers (ValueError, IndexError, ...).
-            raise UserError(f"{printable(shard)}: truncated or broken tar shard: {error}") from error
+            raise UserError(f"{printable(shard)}: truncated or broken tar shard: {printable(str(error))}") from error
 
 
 def _walk(tar: tarfile.TarFile, limits: Limits, images: bool) -> Iterator[_Member]:
@@ -303,9 +303,11 @@ def _open(shard: str) -> Iterator[IO[bytes]]:
     except FileNotFoundError as error:
         raise UserError(f"{printable(shard)}: no such shard") from error
     except OSError as error:
-        raise UserError(f"{printable(shard)}: cannot read: {error.strerror or error}") from error
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
-        raise UserError(f"{printable(shard)}: cannot open: {error}") from error
+        raise UserError(f"{printable(shard)}: cannot read: {printable(error.strerror or str(error))}") from error
+    except Exception as error:
+        # An unknown protocol, one whose package is missing, or whatever else one of fsspec's file systems raises.
+        found = printable(str(error)) or type(error).__name__
+        raise UserError(f"{printable(shard)}: cannot open: {found}") from error
     with handle:
         yield handle
 

@@ -45,7 +45,7 @@ class Row:
     Attributes:
         key: stable across shuffles, runs and machines.
         caption: the pair's text.
-        file: path or fsspec URL that holds the image: a shard, or the image itself.
+        file: what holds the image: a shard (path or fsspec URL), or the image itself (a local path).
         offset, size: where the encoded image lies in `file`; WHOLE_FILE: all of it.
         label: class name, for evaluation only.
         box: x, y, width, height in pixels; the pair is about this region alone.
