@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from otcclip.data.images import Gone, read_bytes
 from otcclip.data.pairs import Pair
 from otcclip.data.readers import ReadOptions, Spool, find_reader
 from otcclip.data.shards import Skipped, write_shard
-from otcclip.data.table import Row
+from otcclip.data.table import Row, TableBuilder
 from otcclip.errors import UserError
 
 
@@ -247,6 +249,41 @@ def test_coco_captions(tmp_path: Path) -> None:
     assert [s.key for s in skipped] == ["000000000066-5", "000000000404-6", "annotation 5", "000000000025-8"]
 
 
+INFINITE = float("inf")  # `json` writes and reads it, and 1e999 becomes it
+
+
+def changed(path: Path, change: Callable[[Any], object]) -> Path:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.mark.parametrize(
+    "entry", [{"id": INFINITE, "file_name": "x"}, {"id": 3}, 5, None, {"id": "x", "file_name": "y"}]
+)
+def test_one_bad_image_of_coco_costs_its_own_captions_alone(entry: object, tmp_path: Path) -> None:
+    path = changed(coco_files(tmp_path), lambda value: value["images"].append(entry))
+    changed(path, lambda value: value["annotations"].append({"image_id": 3, "id": 1, "caption": "c"}))
+    rows, skipped = read(path, "coco", tmp_path)
+    assert len(rows) == 3 and (skipped[-1].key, skipped[-1].reason) == ("000000000003-1", "no image")
+
+
+@pytest.mark.parametrize("entry", [5, None, "x", {"image_id": INFINITE, "id": 1}, {"image_id": 9, "id": INFINITE}])
+def test_one_bad_caption_of_coco_is_counted(entry: object, tmp_path: Path) -> None:
+    path = changed(coco_files(tmp_path), lambda value: value["annotations"].append(entry))
+    rows, skipped = read(path, "coco", tmp_path)
+    assert len(rows) == 3 and (skipped[-1].key, skipped[-1].reason) == ("annotation 7", "broken row")
+
+
+@pytest.mark.parametrize("value", [None, 3, "ab", {"a": 1}])
+@pytest.mark.parametrize("field", ["annotations", "images"])
+def test_coco_without_its_lists_is_one_line(field: str, value: object, tmp_path: Path) -> None:
+    path = changed(coco_files(tmp_path), lambda whole: whole.update({field: value}))
+    with pytest.raises(UserError, match="not COCO captions"):
+        read(path, "coco", tmp_path)
+
+
 def visual_genome_files(root: Path) -> Path:
     (root / "VG_100K").mkdir()
     picture = np.zeros((40, 60, 3), np.uint8)
@@ -276,6 +313,21 @@ def test_visual_genome(crop: bool, tmp_path: Path) -> None:
     assert [(r.key, r.caption) for r in rows] == [("2-1382", "a red sign"), ("2-1383", "nowhere")] and not skipped
     assert rows[0].box == ((20, 10, 30, 20) if crop else None)
     assert rows[0].file.endswith("VG_100K/2.jpg") and len(read_bytes(rows[0])) > 100
+
+
+@pytest.mark.parametrize("change", [{"x": 1 << 40}, {"width": -(1 << 31) - 1}, {"x": INFINITE}, {"image_id": INFINITE}])
+def test_a_region_beyond_numbers_is_counted(change: dict[str, object], tmp_path: Path) -> None:
+    path = changed(visual_genome_files(tmp_path), lambda value: value[0]["regions"][0].update(change))
+    rows, skipped = read(path, "visual-genome", tmp_path, crop_regions=True)
+    assert [row.key for row in rows] == ["2-1383"] and [s.reason for s in skipped] == ["broken row"]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+
+
+def test_bad_entries_of_visual_genome_are_counted(tmp_path: Path) -> None:
+    path = changed(visual_genome_files(tmp_path), lambda value: value.extend([{"regions": None}, 5, {"regions": [7]}]))
+    changed(tmp_path / "image_data.json", lambda value: value.extend([{"image_id": INFINITE, "url": "a"}, None]))
+    rows, skipped = read(path, "visual-genome", tmp_path)
+    assert len(rows) == 2 and [(s.key, s.reason) for s in skipped] == [(f"region {i}", "broken row") for i in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("kind", ["coco", "visual-genome"])
