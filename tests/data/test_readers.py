@@ -136,6 +136,24 @@ def test_csv_with_a_broken_row_and_foreign_bytes(tmp_path: Path) -> None:
     assert [s.reason for s in skipped] == ["broken row", "caption is not UTF-8"]
 
 
+@pytest.mark.parametrize("separator", ["", "ab", "\t\t", '"', "\n", "\r", "\0", "\\n"])
+def test_a_csv_separator_that_is_none_is_one_line(separator: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--csv-separator [^\n]+: one character[^\n]+$"):
+        read(write_csv(tmp_path / "pairs.csv", [["a.png", "c"]]), "csv", tmp_path, separator=separator)
+
+
+@pytest.mark.parametrize("separator", ["\\t", "\t"])
+def test_a_tab_as_shells_give_it(separator: str, tmp_path: Path) -> None:
+    rows, _ = read(write_csv(tmp_path / "pairs.csv", [["a.png", "c"]]), "csv", tmp_path, separator=separator)
+    assert [(row.key, row.caption) for row in rows] == [("a.png", "c")]
+
+
+def test_a_csv_without_a_header_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("filepath\ttitle" + "x" * 200_000 + "\na\tb\n")
+    with pytest.raises(UserError, match=r"pairs\.csv: its first line is no header: field larger"):
+        read(tmp_path / "pairs.csv", "csv", tmp_path)
+
+
 def parquet_of(kind: str, folder: Path) -> pa.Table:
     images = [encoded(1), encoded(2), None, encoded(4)]
     paths = ["a.png", "b.png", None, "d.png"]
