@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,99 @@ def test_parquet_without_the_columns_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         read(tmp_path / "x.parquet", "parquet", tmp_path)
+
+
+def not_utf8(first: bytes, large: bool = False) -> pa.Array:
+    """Text as a C++ program may write it: Parquet and Arrow do not check."""
+    values = pa.array([first, b"fine"], pa.large_binary() if large else pa.binary())
+    return pa.Array.from_buffers(pa.large_string() if large else pa.string(), 2, values.buffers())
+
+
+def write_hf(folder: Path, table: pa.Table) -> Path:
+    with pa.ipc.new_stream(str(folder / "data.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    return folder
+
+
+def read_table(kind: str, table: pa.Table, tmp_path: Path) -> tuple[list[Row], list[Skipped]]:
+    if kind == "hf":
+        return read(write_hf(tmp_path, table), kind, tmp_path)
+    pq.write_table(table, tmp_path / "x.parquet")
+    return read(tmp_path / "x.parquet", kind, tmp_path, image_root=str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_caption_that_is_not_utf8_spoils_its_pair_alone(kind: str, large: bool, tmp_path: Path) -> None:
+    table = pa.table({"image": [encoded(1), encoded(2)], "text": not_utf8(b"caf\xe9", large), "id": not_utf8(b"\xff")})
+    rows, skipped = read_table(kind, table, tmp_path)
+    assert [(r.key, r.caption) for r in rows] == [("fine", "fine")] and read_bytes(rows[0]) == encoded(2)
+    assert [(s.key, s.reason) for s in skipped] == [("\\xff", "caption is not UTF-8")]
+    assert read_table(kind, table.set_column(1, "text", pa.array([b"one", b"two"])), tmp_path)[0][0].caption == "one"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_path_that_is_not_utf8_is_the_files_own(kind: str, tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as handle:  # noqa: PTH123
+        handle.write(encoded(3))
+    image = pa.StructArray.from_arrays([pa.array([None, encoded(2)]), not_utf8(b"\xff.png")], ["bytes", "path"])
+    rows, _ = read_table(kind, pa.table({"image": image, "text": ["a", "b"], "label": not_utf8(b"\xfe")}), tmp_path)
+    assert [(r.key, r.label) for r in rows] == [("\\xff.png", "\\xfe"), ("fine", "fine")]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+    assert kind == "hf" or read_bytes(rows[0]) == encoded(3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"text": [["a"], ["b"]]}, "captions are list<.*>, expected text"),
+        ({"text": ["a", "b"], "id": pa.array([1 << 60, 1], pa.timestamp("ms"))}, "not a readable"),
+        ({"image": [{"bytes": b"x", "path": 3}] * 2, "text": ["a", "b"]}, "paths of images are int64, expected text"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_columns_that_are_of_no_use_are_one_line(
+    kind: str, columns: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        read_table(kind, pa.table({"image": [encoded(1), encoded(2)]} | columns), tmp_path)
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"])
+    with pytest.raises(UserError, match="2 columns are called 'text'"):
+        read_table(kind, twice, tmp_path)
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("offsets", [(4096, 4100), (-60, 10), (1 << 30, 1 << 30), (40, 8)])
+def test_crafted_offsets_are_refused(column: int, offsets: tuple[int, int], tmp_path: Path) -> None:
+    """Offsets that leave the column's bytes: followed, they read foreign memory or end the process."""
+    values: list[list[bytes]] = [[b"i" * 11, b"j" * 13], [b"c" * 17, b"d" * 19], [b"k" * 23, b"l" * 29]]
+    columns = [pa.array(values[0])] + [pa.array([v.decode() for v in two]) for two in values[1:]]
+    write_hf(tmp_path, pa.Table.from_arrays(columns, ["image", "text", "key"]))
+    data = bytearray((tmp_path / "data.arrow").read_bytes())
+    first, both = len(values[column][0]), sum(map(len, values[column]))
+    place = data.index(struct.pack("<3i", 0, first, both))
+    data[place + 4 : place + 12] = struct.pack("<2i", *offsets)
+    (tmp_path / "data.arrow").write_bytes(data)
+    with pytest.raises(UserError, match=r"data\.arrow: not a readable Arrow stream: [^\n]+$"):
+        read(tmp_path, "hf", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"splits": [5]}', '{"splits": 5}', '{"splits": {"a": 1}}', '"a"', "[" * 100_000, "{}"]
+)
+def test_a_list_of_splits_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text(text)
+    with pytest.raises(UserError, match=r"dataset_dict\.json: does not list the splits"):
+        read(tmp_path, "hf", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pipe", "\ud83d", "", "..", "a\0"])
+def test_a_file_of_state_json_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(UserError, match=r"^[^\n]+: not a readable Arrow stream: [^\n]+$"):
+        read(tmp_path, "hf", tmp_path)
 
 
 def test_hugging_face_on_disk(tmp_path: Path) -> None:
