@@ -146,6 +146,17 @@ def test_a_path_that_holds_a_newline_is_one_path(tmp_path: Path) -> None:
     assert table.files == tuple(files) and [table[i] for i in range(len(rows))] == rows
 
 
+def test_a_bad_pair_of_a_name_that_is_not_utf8_is_listed(tmp_path: Path) -> None:
+    lines = [f"{i}.png\tcaption {i}".encode() for i in range(2)]
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "pairs.csv").write_bytes(b"\n".join([b"filepath\ttitle", b"\xff.png\tnothing", *lines, b""]))
+    options = ReadOptions(image_root=str(tmp_path))
+    data = open_pairs(str(tmp_path / "pairs.csv"), "csv", SIZE, tmp_path / "cache", options=options, max_bad=0.5)
+    listed = pq.read_table(data.folder / "skipped.parquet").to_pylist()
+    assert [(row["shard"], row["reason"]) for row in listed] == [(f"{tmp_path}/\\udcff.png", "no image")]
+
+
 def test_a_stray_newline_in_a_csv_re_pairs_nothing(tmp_path: Path) -> None:
     for i in range(40):
         (tmp_path / f"{i:02d}.png").write_bytes(picture(i))

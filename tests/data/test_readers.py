@@ -22,7 +22,7 @@ from otcclip.data.images import Gone, read_bytes
 from otcclip.data.pairs import Pair
 from otcclip.data.readers import ReadOptions, Spool, find_reader
 from otcclip.data.shards import Skipped, write_shard
-from otcclip.data.table import Row, TableBuilder
+from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
 
@@ -98,6 +98,28 @@ def test_img2dataset_files(tmp_path: Path) -> None:
     assert [(row.key, row.caption) for row in rows] == [("000000000", "picture 0"), ("000000002", "picture 2")]
     assert read_bytes(rows[1]) == encoded(2, "JPEG")
     assert [(s.key, s.reason) for s in skipped] == [("000000001", "no caption")]
+
+
+def test_img2dataset_files_under_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "00000"
+    folder.mkdir(parents=True)
+    for name in (b"\xff1", b"\xff2"):
+        for extension, data in ((b".jpg", encoded(1, "JPEG")), (b".txt", b"a caption" if name == b"\xff1" else b"")):
+            with open(os.fsencode(folder) + b"/" + name + extension, "wb") as handle:  # noqa: PTH123
+                handle.write(data)
+    rows, skipped = read(tmp_path / "out", "img2dataset", tmp_path)
+    assert [(r.key, r.caption) for r in rows] == [("\\xff1", "a caption")]
+    assert [(s.key, s.reason) for s in skipped] == [("\\xff2", "empty caption")]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+    assert read_bytes(PairTable.open(tmp_path / "t.arrow")[0]) == encoded(1, "JPEG")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"successes": null}', '{"successes": 1e999}', '{"successes": "x"}'])
+def test_statistics_that_are_none_are_one_line(text: str, tmp_path: Path) -> None:
+    img2dataset_shard(tmp_path, 3, range(3))
+    (tmp_path / "00000_stats.json").write_text(text)
+    with pytest.raises(UserError, match=r"00000_stats\.json: not img2dataset's statistics"):
+        read(tmp_path, "img2dataset", tmp_path)
 
 
 def write_csv(
