@@ -180,6 +180,18 @@ def test_an_index_of_another_form_is_refused(metadata: dict[str | bytes, str], t
         PairTable.open(tmp_path / "t.arrow")
 
 
+def test_an_index_is_read_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    TableBuilder().extend([Row("a", "x", "a.png")]).build().save(path)
+    table = PairTable.open(path)
+    assert PairTable.open(path) is table
+    TableBuilder().extend([Row("b", "x", "b.png")]).build().save(path)
+    assert PairTable.open(path)[0] == Row("b", "x", "b.png") and table[0] == Row("a", "x", "a.png")
+    path.unlink()
+    with pytest.raises(UserError, match="not an index of pairs"):
+        PairTable.open(path)
+
+
 def test_keys_are_found_again() -> None:
     keys = [f"key {i}" for i in range(1000)]
     index = KeyIndex(hash_keys(keys))

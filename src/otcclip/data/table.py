@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,26 +127,33 @@ class PairTable:
 
     @classmethod
     def open(cls, path: Path) -> PairTable:
-        """Memory-map what `save` wrote.
+        """Memory-map what `save` wrote; an index opened before that is the same file still is given again.
 
         Raises:
             UserError: missing, damaged, or of an older form.
         """
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            if table.schema.names != SCHEMA.names:
-                raise ValueError(f"columns {table.schema.names}")
-            files = _files(table.schema)
+            seen = path.stat()
+            return _opened(path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
         except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
             found = printable(str(error))
             raise UserError(f"{path}: not an index of pairs ({found}); delete it and it will be made again") from error
-        return cls(table, files, path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process opens the file again instead of being sent the columns."""
         if self._path is not None:
             return PairTable.open, (self._path,)
         return PairTable, (self._columns, self.files)
+
+
+# A scan opens an index for every image that it shows; a million file names take a quarter of a second to read.
+@lru_cache(maxsize=4)
+def _opened(path: Path, device: int, inode: int, size: int, changed: int) -> PairTable:
+    del device, inode, size, changed  # another file under the same name is another table
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    if table.schema.names != SCHEMA.names:
+        raise ValueError(f"columns {table.schema.names}")
+    return PairTable(table, _files(table.schema), path)
 
 
 def _files(schema: pa.Schema) -> list[str]:
