@@ -19,7 +19,8 @@ from otcclip.data import index as index_module
 from otcclip.data.images import DecodedOnDemand, fetch
 from otcclip.data.keys import KeyIndex, hash_keys
 from otcclip.data.manifest import read_manifest
-from otcclip.data.table import PairTable, Row, TableBuilder
+from otcclip.data.readers import ReadOptions
+from otcclip.data.table import FILES, PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
 SIZE = 16
@@ -135,6 +136,60 @@ def test_rows_survive_a_file(tmp_path: Path) -> None:
     (tmp_path / "t.arrow").write_bytes(b"ARROW1 no")
     with pytest.raises(UserError, match="not an index of pairs"):
         PairTable.open(tmp_path / "t.arrow")
+
+
+def test_a_path_that_holds_a_newline_is_one_path(tmp_path: Path) -> None:
+    files = ["im/no\nsuch.png", "\n", "not-utf8-\udcff.png", "im/1.png", ""]
+    rows = [Row(str(i), f"caption {i}", file) for i, file in enumerate(files)]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+    table = PairTable.open(tmp_path / "t.arrow")
+    assert table.files == tuple(files) and [table[i] for i in range(len(rows))] == rows
+
+
+def test_a_bad_pair_of_a_name_that_is_not_utf8_is_listed(tmp_path: Path) -> None:
+    lines = [f"{i}.png\tcaption {i}".encode() for i in range(2)]
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "pairs.csv").write_bytes(b"\n".join([b"filepath\ttitle", b"\xff.png\tnothing", *lines, b""]))
+    options = ReadOptions(image_root=str(tmp_path))
+    data = open_pairs(str(tmp_path / "pairs.csv"), "csv", SIZE, tmp_path / "cache", options=options, max_bad=0.5)
+    listed = pq.read_table(data.folder / "skipped.parquet").to_pylist()
+    assert [(row["shard"], row["reason"]) for row in listed] == [(f"{tmp_path}/\\udcff.png", "no image")]
+
+
+def test_a_stray_newline_in_a_csv_re_pairs_nothing(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02d}.png").write_bytes(picture(i))
+    lines = [f"{i:02d}.png\tcaption {i}" for i in range(40)]
+    text = "\n".join(["filepath\ttitle", '"no\nsuch.png"\tnothing', *lines, ""])
+    (tmp_path / "pairs.csv").write_text(text)
+    options = ReadOptions(image_root=str(tmp_path))
+    data = open_pairs(str(tmp_path / "pairs.csv"), "csv", SIZE, tmp_path / "cache", options=options, decoded_gib=0.0)
+    assert data.table.captions == tuple(f"caption {i}" for i in range(40)) and data.skipped == 1
+    again = open_pairs(str(tmp_path / "pairs.csv"), "csv", SIZE, tmp_path / "cache", options=options, decoded_gib=0.0)
+    expected = np.stack([decode_image(picture(i), SIZE) for i in range(40)])
+    assert np.array_equal(again.images[torch.arange(40)].permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize("metadata", [{"files": "a.png\nb.png"}, {FILES: "[3]"}, {FILES: "["}, {FILES: '"ab"'}])
+def test_an_index_of_another_form_is_refused(metadata: dict[str | bytes, str], tmp_path: Path) -> None:
+    table = TableBuilder().extend([Row("a", "x", "a.png")]).build()._columns.replace_schema_metadata(metadata)
+    with pa.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UserError, match=r"not an index of pairs \(.*\); delete it and it will be made again"):
+        PairTable.open(tmp_path / "t.arrow")
+
+
+def test_an_index_is_read_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    TableBuilder().extend([Row("a", "x", "a.png")]).build().save(path)
+    table = PairTable.open(path)
+    assert PairTable.open(path) is table
+    TableBuilder().extend([Row("b", "x", "b.png")]).build().save(path)
+    assert PairTable.open(path)[0] == Row("b", "x", "b.png") and table[0] == Row("a", "x", "a.png")
+    path.unlink()
+    with pytest.raises(UserError, match="not an index of pairs"):
+        PairTable.open(path)
 
 
 def test_keys_are_found_again() -> None:

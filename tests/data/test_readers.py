@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +18,11 @@ import pytest
 from PIL import Image
 
 from otcclip.data.decode import BadPair
-from otcclip.data.images import read_bytes
+from otcclip.data.images import Gone, read_bytes
 from otcclip.data.pairs import Pair
 from otcclip.data.readers import ReadOptions, Spool, find_reader
 from otcclip.data.shards import Skipped, write_shard
-from otcclip.data.table import Row
+from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
 
@@ -97,6 +100,28 @@ def test_img2dataset_files(tmp_path: Path) -> None:
     assert [(s.key, s.reason) for s in skipped] == [("000000001", "no caption")]
 
 
+def test_img2dataset_files_under_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "00000"
+    folder.mkdir(parents=True)
+    for name in (b"\xff1", b"\xff2"):
+        for extension, data in ((b".jpg", encoded(1, "JPEG")), (b".txt", b"a caption" if name == b"\xff1" else b"")):
+            with open(os.fsencode(folder) + b"/" + name + extension, "wb") as handle:  # noqa: PTH123
+                handle.write(data)
+    rows, skipped = read(tmp_path / "out", "img2dataset", tmp_path)
+    assert [(r.key, r.caption) for r in rows] == [("\\xff1", "a caption")]
+    assert [(s.key, s.reason) for s in skipped] == [("\\xff2", "empty caption")]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+    assert read_bytes(PairTable.open(tmp_path / "t.arrow")[0]) == encoded(1, "JPEG")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"successes": null}', '{"successes": 1e999}', '{"successes": "x"}'])
+def test_statistics_that_are_none_are_one_line(text: str, tmp_path: Path) -> None:
+    img2dataset_shard(tmp_path, 3, range(3))
+    (tmp_path / "00000_stats.json").write_text(text)
+    with pytest.raises(UserError, match=r"00000_stats\.json: not img2dataset's statistics"):
+        read(tmp_path, "img2dataset", tmp_path)
+
+
 def write_csv(
     path: Path, rows: list[list[str]], header: tuple[str, str] = ("filepath", "title"), tab: str = "\t"
 ) -> Path:
@@ -134,6 +159,24 @@ def test_csv_with_a_broken_row_and_foreign_bytes(tmp_path: Path) -> None:
     assert [s.reason for s in skipped] == ["broken row", "caption is not UTF-8"]
 
 
+@pytest.mark.parametrize("separator", ["", "ab", "\t\t", '"', "\n", "\r", "\0", "\\n"])
+def test_a_csv_separator_that_is_none_is_one_line(separator: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--csv-separator [^\n]+: one character[^\n]+$"):
+        read(write_csv(tmp_path / "pairs.csv", [["a.png", "c"]]), "csv", tmp_path, separator=separator)
+
+
+@pytest.mark.parametrize("separator", ["\\t", "\t"])
+def test_a_tab_as_shells_give_it(separator: str, tmp_path: Path) -> None:
+    rows, _ = read(write_csv(tmp_path / "pairs.csv", [["a.png", "c"]]), "csv", tmp_path, separator=separator)
+    assert [(row.key, row.caption) for row in rows] == [("a.png", "c")]
+
+
+def test_a_csv_without_a_header_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("filepath\ttitle" + "x" * 200_000 + "\na\tb\n")
+    with pytest.raises(UserError, match=r"pairs\.csv: its first line is no header: field larger"):
+        read(tmp_path / "pairs.csv", "csv", tmp_path)
+
+
 def parquet_of(kind: str, folder: Path) -> pa.Table:
     images = [encoded(1), encoded(2), None, encoded(4)]
     paths = ["a.png", "b.png", None, "d.png"]
@@ -165,6 +208,99 @@ def test_parquet_without_the_columns_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         read(tmp_path / "x.parquet", "parquet", tmp_path)
+
+
+def not_utf8(first: bytes, large: bool = False) -> pa.Array:
+    """Text as a C++ program may write it: Parquet and Arrow do not check."""
+    values = pa.array([first, b"fine"], pa.large_binary() if large else pa.binary())
+    return pa.Array.from_buffers(pa.large_string() if large else pa.string(), 2, values.buffers())
+
+
+def write_hf(folder: Path, table: pa.Table) -> Path:
+    with pa.ipc.new_stream(str(folder / "data.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    return folder
+
+
+def read_table(kind: str, table: pa.Table, tmp_path: Path) -> tuple[list[Row], list[Skipped]]:
+    if kind == "hf":
+        return read(write_hf(tmp_path, table), kind, tmp_path)
+    pq.write_table(table, tmp_path / "x.parquet")
+    return read(tmp_path / "x.parquet", kind, tmp_path, image_root=str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_caption_that_is_not_utf8_spoils_its_pair_alone(kind: str, large: bool, tmp_path: Path) -> None:
+    table = pa.table({"image": [encoded(1), encoded(2)], "text": not_utf8(b"caf\xe9", large), "id": not_utf8(b"\xff")})
+    rows, skipped = read_table(kind, table, tmp_path)
+    assert [(r.key, r.caption) for r in rows] == [("fine", "fine")] and read_bytes(rows[0]) == encoded(2)
+    assert [(s.key, s.reason) for s in skipped] == [("\\xff", "caption is not UTF-8")]
+    assert read_table(kind, table.set_column(1, "text", pa.array([b"one", b"two"])), tmp_path)[0][0].caption == "one"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_path_that_is_not_utf8_is_the_files_own(kind: str, tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as handle:  # noqa: PTH123
+        handle.write(encoded(3))
+    image = pa.StructArray.from_arrays([pa.array([None, encoded(2)]), not_utf8(b"\xff.png")], ["bytes", "path"])
+    rows, _ = read_table(kind, pa.table({"image": image, "text": ["a", "b"], "label": not_utf8(b"\xfe")}), tmp_path)
+    assert [(r.key, r.label) for r in rows] == [("\\xff.png", "\\xfe"), ("fine", "fine")]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+    assert kind == "hf" or read_bytes(rows[0]) == encoded(3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"text": [["a"], ["b"]]}, "captions are list<.*>, expected text"),
+        ({"text": ["a", "b"], "id": pa.array([1 << 60, 1], pa.timestamp("ms"))}, "not a readable"),
+        ({"image": [{"bytes": b"x", "path": 3}] * 2, "text": ["a", "b"]}, "paths of images are int64, expected text"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_columns_that_are_of_no_use_are_one_line(
+    kind: str, columns: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        read_table(kind, pa.table({"image": [encoded(1), encoded(2)]} | columns), tmp_path)
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"])
+    with pytest.raises(UserError, match="2 columns are called 'text'"):
+        read_table(kind, twice, tmp_path)
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("offsets", [(4096, 4100), (-60, 10), (1 << 30, 1 << 30), (40, 8)])
+def test_crafted_offsets_are_refused(column: int, offsets: tuple[int, int], tmp_path: Path) -> None:
+    """Offsets that leave the column's bytes: followed, they read foreign memory or end the process."""
+    values: list[list[bytes]] = [[b"i" * 11, b"j" * 13], [b"c" * 17, b"d" * 19], [b"k" * 23, b"l" * 29]]
+    columns = [pa.array(values[0])] + [pa.array([v.decode() for v in two]) for two in values[1:]]
+    write_hf(tmp_path, pa.Table.from_arrays(columns, ["image", "text", "key"]))
+    data = bytearray((tmp_path / "data.arrow").read_bytes())
+    first, both = len(values[column][0]), sum(map(len, values[column]))
+    place = data.index(struct.pack("<3i", 0, first, both))
+    data[place + 4 : place + 12] = struct.pack("<2i", *offsets)
+    (tmp_path / "data.arrow").write_bytes(data)
+    with pytest.raises(UserError, match=r"data\.arrow: not a readable Arrow stream: [^\n]+$"):
+        read(tmp_path, "hf", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"splits": [5]}', '{"splits": 5}', '{"splits": {"a": 1}}', '"a"', "[" * 100_000, "{}"]
+)
+def test_a_list_of_splits_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text(text)
+    with pytest.raises(UserError, match=r"dataset_dict\.json: does not list the splits"):
+        read(tmp_path, "hf", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pipe", "\ud83d", "", "..", "a\0"])
+def test_a_file_of_state_json_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(UserError, match=r"^[^\n]+: not a readable Arrow stream: [^\n]+$"):
+        read(tmp_path, "hf", tmp_path)
 
 
 def test_hugging_face_on_disk(tmp_path: Path) -> None:
@@ -247,6 +383,41 @@ def test_coco_captions(tmp_path: Path) -> None:
     assert [s.key for s in skipped] == ["000000000066-5", "000000000404-6", "annotation 5", "000000000025-8"]
 
 
+INFINITE = float("inf")  # `json` writes and reads it, and 1e999 becomes it
+
+
+def changed(path: Path, change: Callable[[Any], object]) -> Path:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.mark.parametrize(
+    "entry", [{"id": INFINITE, "file_name": "x"}, {"id": 3}, 5, None, {"id": "x", "file_name": "y"}]
+)
+def test_one_bad_image_of_coco_costs_its_own_captions_alone(entry: object, tmp_path: Path) -> None:
+    path = changed(coco_files(tmp_path), lambda value: value["images"].append(entry))
+    changed(path, lambda value: value["annotations"].append({"image_id": 3, "id": 1, "caption": "c"}))
+    rows, skipped = read(path, "coco", tmp_path)
+    assert len(rows) == 3 and (skipped[-1].key, skipped[-1].reason) == ("000000000003-1", "no image")
+
+
+@pytest.mark.parametrize("entry", [5, None, "x", {"image_id": INFINITE, "id": 1}, {"image_id": 9, "id": INFINITE}])
+def test_one_bad_caption_of_coco_is_counted(entry: object, tmp_path: Path) -> None:
+    path = changed(coco_files(tmp_path), lambda value: value["annotations"].append(entry))
+    rows, skipped = read(path, "coco", tmp_path)
+    assert len(rows) == 3 and (skipped[-1].key, skipped[-1].reason) == ("annotation 7", "broken row")
+
+
+@pytest.mark.parametrize("value", [None, 3, "ab", {"a": 1}])
+@pytest.mark.parametrize("field", ["annotations", "images"])
+def test_coco_without_its_lists_is_one_line(field: str, value: object, tmp_path: Path) -> None:
+    path = changed(coco_files(tmp_path), lambda whole: whole.update({field: value}))
+    with pytest.raises(UserError, match="not COCO captions"):
+        read(path, "coco", tmp_path)
+
+
 def visual_genome_files(root: Path) -> Path:
     (root / "VG_100K").mkdir()
     picture = np.zeros((40, 60, 3), np.uint8)
@@ -278,6 +449,21 @@ def test_visual_genome(crop: bool, tmp_path: Path) -> None:
     assert rows[0].file.endswith("VG_100K/2.jpg") and len(read_bytes(rows[0])) > 100
 
 
+@pytest.mark.parametrize("change", [{"x": 1 << 40}, {"width": -(1 << 31) - 1}, {"x": INFINITE}, {"image_id": INFINITE}])
+def test_a_region_beyond_numbers_is_counted(change: dict[str, object], tmp_path: Path) -> None:
+    path = changed(visual_genome_files(tmp_path), lambda value: value[0]["regions"][0].update(change))
+    rows, skipped = read(path, "visual-genome", tmp_path, crop_regions=True)
+    assert [row.key for row in rows] == ["2-1383"] and [s.reason for s in skipped] == ["broken row"]
+    TableBuilder().extend(rows).build().save(tmp_path / "t.arrow")
+
+
+def test_bad_entries_of_visual_genome_are_counted(tmp_path: Path) -> None:
+    path = changed(visual_genome_files(tmp_path), lambda value: value.extend([{"regions": None}, 5, {"regions": [7]}]))
+    changed(tmp_path / "image_data.json", lambda value: value.extend([{"image_id": INFINITE, "url": "a"}, None]))
+    rows, skipped = read(path, "visual-genome", tmp_path)
+    assert len(rows) == 2 and [(s.key, s.reason) for s in skipped] == [(f"region {i}", "broken row") for i in (2, 3, 4)]
+
+
 @pytest.mark.parametrize("kind", ["coco", "visual-genome"])
 @pytest.mark.parametrize("text", ["[1", "[" * 100_000, '{"images": 3}', "[3]"])
 def test_other_json_is_one_line(kind: str, text: str, tmp_path: Path) -> None:
@@ -299,3 +485,35 @@ def test_files_that_are_none_are_never_opened(tmp_path: Path) -> None:
     for name in (tmp_path / "pipe.png", Path("/dev/zero"), tmp_path):
         with pytest.raises(BadPair, match="not a regular file"):
             read_bytes(Row("k", "c", str(name)))
+
+
+ADDRESSES = ["nope://x.png", "file:///nosuch.png", "memory://x.png", "dir://x", "reference://x", "tar://x.png"]
+ADDRESSES += ["zip://x.png::file:{}/a.zip", "file://{}/pipe.png", "file://{}/a.png", "github://a:b@c/d.png"]
+ADDRESSES += ["http://127.0.0.1:9/x.png", "simplecache::http://127.0.0.1:9/x.png"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_in_a_data_set_is_never_opened(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda *args: pytest.fail(f"asked for {args}"))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").write_bytes(encoded(1))
+    path = address.format(tmp_path)
+    rows, _ = read(write_csv(tmp_path / "pairs.csv", [[path, "a caption"]]), "csv", tmp_path)
+    table = pa.table({"image": [path], "text": ["a caption"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    rows += read(tmp_path / "x.parquet", "parquet", tmp_path)[0]
+    assert len(rows) == 2
+    for row in rows:
+        with pytest.raises(BadPair, match="no image"):
+            read_bytes(row)
+
+
+@pytest.mark.parametrize("address", [a for a in ADDRESSES if not a.startswith(("file", "github"))])
+def test_an_address_of_a_shard_that_fails_is_one_line(address: str, tmp_path: Path) -> None:
+    shard_at = address.format(tmp_path)
+    with pytest.raises(Gone, match=r"^[^\n]+: [^\n]+$"):
+        read_bytes(Row("k", "c", shard_at, 512, 10))
+    with pytest.raises(UserError, match=r"^[^\n]+: [^\n]+$"):
+        list(find_reader("webdataset", "x")[1](shard_at, ReadOptions(), Spool(tmp_path / "spool")))

@@ -73,8 +73,12 @@ class Gone(Exception):
 def read_bytes(row: Row, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """A pair's encoded image.
 
+    A file of its own (`row.size` WHOLE_FILE) is named by the data set, a stranger, and must be a local one: an address
+    (`://`) there is never opened, since it could ask for the network, wait for ever or open archives in archives.
+    Shards are named by the user and may be fsspec addresses.
+
     Raises:
-        BadPair: a file of its own is missing, not a regular file, or larger than the cap.
+        BadPair: a file of its own is missing, an address, not a regular file, or larger than the cap.
         Gone: a shard is missing, shorter than indexed, or cannot be read.
     """
     if row.size == WHOLE_FILE:
@@ -93,16 +97,15 @@ def read_bytes(row: Row, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 def _whole(path: str, limits: Limits) -> bytes:
     if "://" in path:
-        data = _remote(path, 0, limits.member_bytes + 1)
-    else:
-        try:
-            # A name in a data set may be a pipe or a device; opening one could wait for ever.
-            if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
-                raise BadPair("not a regular file")
-            with open(path, "rb") as handle:  # noqa: PTH123
-                data = handle.read(limits.member_bytes + 1)
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise BadPair("no image") from error
+        raise BadPair("no image")
+    try:
+        # A name in a data set may be a pipe or a device; opening one could wait for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            raise BadPair("not a regular file")
+        with open(path, "rb") as handle:  # noqa: PTH123
+            data = handle.read(limits.member_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise BadPair("no image") from error
     if len(data) > limits.member_bytes:
         raise BadPair("member too large")
     return data
@@ -112,8 +115,9 @@ def _remote(url: str, start: int, stop: int) -> bytes:
     try:
         files, path = fsspec.core.url_to_fs(url)
         return bytes(files.cat_file(path, start=start, end=stop))
-    except (OSError, ValueError, ImportError) as error:
-        raise Gone(f"{printable(url)}: {error}") from error
+    except Exception as error:
+        # Each of fsspec's file systems has errors of its own, and some fail by TypeError or AttributeError.
+        raise Gone(f"{printable(url)}: {printable(str(error)) or type(error).__name__}") from error
 
 
 class _Open:

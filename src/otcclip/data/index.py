@@ -35,7 +35,7 @@ from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 from otcclip.progress import track
 
-FORMAT = 1
+FORMAT = 2  # 1: file names joined by newlines
 VERIFY_BATCH = 64
 TABLE, SKIPPED, DECODED, SPOOLED, CARD = "pairs.arrow", "skipped.parquet", "images.u8", "images.bin", "card.json"
 

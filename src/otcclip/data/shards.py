@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-import fsspec
 from braceexpand import braceexpand
 
 from otcclip.data.atomic import atomic_file
 from otcclip.data.decode import (
-    ALLOWED_EXTENSIONS,
     DEFAULT_LIMITS,
     IMAGE_EXTENSIONS,
     BadPair,
@@ -33,6 +28,8 @@ from otcclip.data.decode import (
     image_kind,
     printable,
 )
+from otcclip.data.members import Member, members_of, split_name
+from otcclip.data.names import KEY_FIELD, key_of, member_name
 from otcclip.data.pairs import Pair
 from otcclip.errors import UserError
 
@@ -52,10 +49,12 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str | 
     With no `image_extension` each image gets that of its own first bytes (`png` where they say nothing).
 
     The same pairs give the same bytes: no times, users or hash order. The json member holds the pair's
-    metadata and, where it has one, its label.
+    metadata and, where it has one, its label. A key that is no safe name of a member (`im/0.png`, `../x`) is
+    percent-encoded there and stands in the json member as `__key__`; `read_shard` gives it back.
 
     Raises:
-        UserError: the disk cannot be written to; nothing is left behind.
+        UserError: the disk cannot be written to, or a pair is no text or has metadata called `__key__`; nothing is
+            left behind.
     """
     import webdataset  # two seconds of import, needed only here
 
@@ -77,13 +76,21 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str | 
 
 
 def _members_of(pair: Pair, image_extension: str | None) -> dict[str, str | bytes]:
+    shown = printable(pair.key)[:60]
+    if KEY_FIELD in pair.metadata:
+        raise UserError(f"pair {shown!r}: its metadata hold {KEY_FIELD!r}, the name that keys are kept under")
     fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
-    return {
-        "__key__": pair.key,
-        image_extension or image_kind(pair.image) or "png": pair.image,
-        "txt": pair.caption.encode(),
-        "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
-    }
+    try:
+        name = member_name(pair.key)
+        fields |= {} if name == pair.key else {KEY_FIELD: pair.key}
+        return {
+            "__key__": name,
+            image_extension or image_kind(pair.image) or "png": pair.image,
+            "txt": pair.caption.encode(),
+            "json": json.dumps(fields, sort_keys=True, ensure_ascii=False).encode(),
+        }
+    except UnicodeEncodeError as error:
+        raise UserError(f"pair {shown!r}: holds characters that UTF-8 cannot write") from error
 
 
 def expand_shards(shards: str | Path | Sequence[str | Path]) -> list[str]:
@@ -120,9 +127,9 @@ def read_shard(
 ) -> Iterator[Pair]:
     """The pairs of one tar (local path or fsspec URL), in its order; images stay encoded.
 
-    `label` and `metadata` come from the json member. Members of other kinds are never opened; a pair without
-    an image because its image is of another kind is skipped as "not an allowed format". Skipped pairs go to
-    `on_skip`.
+    `label` and `metadata` come from the json member, and the key where that is no name of a member. Members of
+    other kinds are never opened; a pair without an image because its image is of another kind is skipped as "not
+    an allowed format". Skipped pairs go to `on_skip`.
 
     Raises:
         UserError: the shard is missing, not an (uncompressed) tar, truncated or damaged.
@@ -164,17 +171,7 @@ def locate_pairs(
                 on_skip(Skipped(key, name, bad.reason))
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A tar member: its content, or the reason it was not read; where its bytes lie."""
-
-    name: str
-    content: bytes | Reason
-    offset: int = 0
-    size: int = 0
-
-
-def _located(key: str, members: dict[str, _Member], limits: Limits) -> Located:
+def _located(key: str, members: dict[str, Member], limits: Limits) -> Located:
     for member in members.values():
         if isinstance(member.content, str) and member.content != "not an allowed format":
             raise BadPair(member.content)
@@ -188,16 +185,17 @@ def _located(key: str, members: dict[str, _Member], limits: Limits) -> Located:
     caption = decode_caption(data["txt"], limits)
     metadata = decode_metadata(data["json"], limits) if "json" in data else {}
     label = metadata.pop("label", None)
+    key = key_of(key, metadata)
     assert isinstance(image.content, bytes)
     return Located(Pair(key, image.content, caption, label, metadata), image.offset, image.size)
 
 
-def _samples(shard: str, limits: Limits, images: bool) -> Iterator[tuple[str, dict[str, _Member]]]:
+def _samples(shard: str, limits: Limits, images: bool) -> Iterator[tuple[str, dict[str, Member]]]:
     """Neighbouring members of one key, by extension."""
     key: str | None = None
-    members: dict[str, _Member] = {}
-    for member in _members(shard, limits, images):
-        stem, extension = _split(member.name)
+    members: dict[str, Member] = {}
+    for member in members_of(shard, limits, images):
+        stem, extension = split_name(member.name)
         if stem != key:
             if key is not None:
                 yield key, members
@@ -205,97 +203,6 @@ def _samples(shard: str, limits: Limits, images: bool) -> Iterator[tuple[str, di
         members[extension] = member
     if key is not None:
         yield key, members
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and extension, webdataset's rule: the first dot of the last component; `./` in front is dropped."""
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _members(shard: str, limits: Limits, images: bool) -> Iterator[_Member]:
-    with _open(shard) as handle:
-        bounded = _Bounded(handle, max(limits.member_bytes, 1 << 20) + 1024)
-        try:
-            # Uncompressed only: a compressed shard could unpack to any size.
-            with tarfile.open(
-                fileobj=bounded,  # type: ignore[call-overload]
-                mode="r:",
-                encoding="utf-8",
-                errors="backslashreplace",
-            ) as tar:
-                yield from _walk(tar, limits, images)
-                # tarfile takes a header that is cut off or broken for the end; the real end is a block of
-                # zeros.
-                bounded.seek(tar.offset)
-                if bounded.read(512).strip(b"\0") or bounded.tell() - tar.offset < 512:
-                    raise tarfile.ReadError("no end-of-archive mark: truncated?")
-        except UserError:
-            raise
-        except OSError as error:
-            raise UserError(f"{printable(shard)}: cannot read: {error.strerror or error}") from error
-        except Exception as error:
-            # tarfile raises more than TarError on crafted headers (ValueError, IndexError, ...).
-            raise UserError(f"{printable(shard)}: truncated or broken tar shard: {error}") from error
-
-
-def _walk(tar: tarfile.TarFile, limits: Limits, images: bool) -> Iterator[_Member]:
-    last = -1
-    while (member := tar.next()) is not None:
-        if member.offset <= last:  # a negative size sends tarfile back to where it was, for ever
-            raise tarfile.ReadError("members out of order")
-        last = member.offset
-        tar.members = []  # type: ignore[attr-defined]  # or it remembers every member of a big shard
-        if member.isdir():
-            continue
-        yield _read(tar, member, limits, images)
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits, images: bool) -> _Member:
-    extension = _split(member.name)[1]
-    if not member.isreg() or member.issparse():  # a sparse member's bytes are not its content
-        return _Member(member.name, "not a regular file")
-    if extension not in ALLOWED_EXTENSIONS:
-        return _Member(member.name, "not an allowed format")
-    if member.size > limits.member_bytes:
-        return _Member(member.name, "member too large")
-    if extension in IMAGE_EXTENSIONS and not images:
-        return _Member(member.name, b"", member.offset_data, member.size)
-    content = tar.extractfile(member)
-    if content is None:
-        return _Member(member.name, "not a regular file")
-    return _Member(member.name, content.read(), member.offset_data, member.size)
-
-
-class _Bounded:
-    """A seekable file that refuses a read larger than `cap`: a tar header may ask for any number of bytes."""
-
-    def __init__(self, handle: IO[bytes], cap: int) -> None:
-        self._handle, self._cap = handle, cap
-        self.seek, self.tell = handle.seek, handle.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._cap:
-            raise tarfile.ReadError(f"a header asks for {size} bytes")
-        return self._handle.read(size)
-
-
-@contextmanager
-def _open(shard: str) -> Iterator[IO[bytes]]:
-    if shard.startswith("pipe:"):
-        raise UserError(f"{printable(shard)}: 'pipe:' shards run a command and are not read")
-    try:
-        opened: Any = fsspec.open(shard, "rb") if "://" in shard else Path(shard)
-        handle = opened.open() if "://" in shard else opened.open("rb")
-    except FileNotFoundError as error:
-        raise UserError(f"{printable(shard)}: no such shard") from error
-    except OSError as error:
-        raise UserError(f"{printable(shard)}: cannot read: {error.strerror or error}") from error
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
-        raise UserError(f"{printable(shard)}: cannot open: {error}") from error
-    with handle:
-        yield handle
 
 
 def count_reasons(skipped: Iterable[Skipped]) -> str:

@@ -90,7 +90,11 @@ def check_bad(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
 
 def write_skipped(path: Path | str, skipped: Sequence[Skipped]) -> None:
     """List skipped pairs as Parquet with columns `key, shard, reason`. Raises UserError on a full disk."""
-    columns = {name: [getattr(record, name) for record in skipped] for name in ("key", "shard", "reason")}
+    # A file's name may hold bytes that are not UTF-8 (lone surrogates here), which Parquet's text may not.
+    columns = {
+        name: [getattr(record, name).encode("utf-8", "backslashreplace").decode() for record in skipped]
+        for name in ("key", "shard", "reason")
+    }
     table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
     with atomic_file(path) as handle:
         pq.write_table(table, handle)

@@ -7,8 +7,10 @@ Arrow file and memory-mapped, so that worker processes share it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from otcclip.data.atomic import atomic_file
-from otcclip.data.decode import Box
+from otcclip.data.decode import Box, printable
 from otcclip.errors import UserError
 
 WHOLE_FILE = -1
+# Where the file names stand in the schema. Indexes that lack it joined them by newlines, which a path may hold.
+FILES = b"otcclip.files.json"
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +46,7 @@ class Row:
     Attributes:
         key: stable across shuffles, runs and machines.
         caption: the pair's text.
-        file: path or fsspec URL that holds the image: a shard, or the image itself.
+        file: what holds the image: a shard (path or fsspec URL), or the image itself (a local path).
         offset, size: where the encoded image lies in `file`; WHOLE_FILE: all of it.
         label: class name, for evaluation only.
         box: x, y, width, height in pixels; the pair is about this region alone.
@@ -115,32 +119,51 @@ class PairTable:
 
     def save(self, path: Path) -> None:
         """Write an Arrow file, whole or not at all. Raises UserError on a full disk."""
-        metadata = {"files": "\n".join(self.files)}
+        # ASCII: a path may hold bytes that are not UTF-8, which Python keeps as lone surrogates.
+        metadata = {FILES: json.dumps(self.files, ensure_ascii=True).encode()}
         table = self._columns.replace_schema_metadata(metadata).combine_chunks()
         with atomic_file(path) as handle, pa.ipc.new_file(handle, table.schema) as writer:
             writer.write_table(table, max_chunksize=1 << 20)
 
     @classmethod
     def open(cls, path: Path) -> PairTable:
-        """Memory-map what `save` wrote.
+        """Memory-map what `save` wrote; an index opened before that is the same file still is given again.
 
         Raises:
-            UserError: missing or damaged.
+            UserError: missing, damaged, or of an older form.
         """
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            if table.schema.names != SCHEMA.names:
-                raise ValueError(f"columns {table.schema.names}")
-            files = (table.schema.metadata or {}).get(b"files", b"").decode().split("\n")
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: not an index of pairs ({error}); delete it and it will be made again") from error
-        return cls(table, files, path)
+            seen = path.stat()
+            return _opened(path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+            found = printable(str(error))
+            raise UserError(f"{path}: not an index of pairs ({found}); delete it and it will be made again") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process opens the file again instead of being sent the columns."""
         if self._path is not None:
             return PairTable.open, (self._path,)
         return PairTable, (self._columns, self.files)
+
+
+# A scan opens an index for every image that it shows; a million file names take a quarter of a second to read.
+@lru_cache(maxsize=4)
+def _opened(path: Path, device: int, inode: int, size: int, changed: int) -> PairTable:
+    del device, inode, size, changed  # another file under the same name is another table
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    if table.schema.names != SCHEMA.names:
+        raise ValueError(f"columns {table.schema.names}")
+    return PairTable(table, _files(table.schema), path)
+
+
+def _files(schema: pa.Schema) -> list[str]:
+    written = (schema.metadata or {}).get(FILES)
+    if written is None:
+        raise ValueError("made by an older version")
+    files = json.loads(written)
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ValueError("its file names are not a list")
+    return files
 
 
 class TableBuilder:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from otcclip.data.decode import BadPair, printable
+from otcclip.data.decode import BadPair, Box, printable
 from otcclip.data.readers.base import ReadOptions, Spool, caption_of
 from otcclip.data.shards import Skipped
 from otcclip.data.table import Row
 from otcclip.errors import UserError
+
+# What a stranger's entry can raise; OverflowError: int(1e999).
+_BAD_ENTRY = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def coco(source: str, options: ReadOptions, spool: Spool) -> Iterator[Row | Skipped]:
@@ -25,10 +28,11 @@ def coco(source: str, options: ReadOptions, spool: Spool) -> Iterator[Row | Skip
     value = _load(path)
     root = Path(options.image_root) if options.image_root else path.parent.parent / path.stem.removeprefix("captions_")
     try:
-        name_of = {int(image["id"]): str(image["file_name"]) for image in value["images"]}
-        annotations = value["annotations"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: not COCO captions: no `images` with id and file_name, and `annotations`") from error
+        name_of, annotations = _numbered(value["images"], "id", "file_name"), _list(value["annotations"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{printable(source)}: not COCO captions: no `images` with id and file_name, and `annotations`"
+        ) from error
 
     def row(annotation: Any) -> tuple[str, Callable[[], Row]]:
         image, key = int(annotation["image_id"]), f"{int(annotation['image_id']):012d}-{int(annotation['id'])}"
@@ -53,23 +57,63 @@ def visual_genome(source: str, options: ReadOptions, spool: Spool) -> Iterator[R
     path = Path(source)
     root = Path(options.image_root) if options.image_root else path.parent
     try:
-        url_of = {int(image["image_id"]): str(image["url"]) for image in _load(path.parent / "image_data.json")}
-        regions = [region for entry in _load(path) for region in entry["regions"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: not Visual Genome's region descriptions beside image_data.json") from error
+        url_of = _numbered(_load(path.parent / "image_data.json"), "image_id", "url")
+        regions = _regions(_load(path))
+    except TypeError as error:
+        raise UserError(
+            f"{printable(source)}: not Visual Genome's region descriptions beside image_data.json"
+        ) from error
 
     def row(region: Any) -> tuple[str, Callable[[], Row]]:
         image, key = int(region["image_id"]), f"{int(region['image_id'])}-{int(region['region_id'])}"
 
         def read() -> Row:
             name = "/".join(_inside(url_of.get(image)).split("/")[-2:])
-            box = (int(region["x"]), int(region["y"]), int(region["width"]), int(region["height"]))
+            box = _box(region)
             caption = caption_of(_string(region.get("phrase")), options.limits)
             return Row(key, caption, str(root / name), box=box if options.crop_regions else None)
 
         return key, read
 
     yield from _rows(regions, "region", source, row)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is expected, not {type(value).__name__}")
+    return value
+
+
+def _numbered(images: Any, number: str, name: str) -> dict[int, str]:
+    """Name by number. An entry without either is left out: its captions are then counted as without an image.
+
+    Raises:
+        TypeError: not a list, or not one good entry in it.
+    """
+    found: dict[int, str] = {}
+    for image in _list(images):
+        try:
+            found[int(image[number])] = str(image[name])
+        except _BAD_ENTRY:
+            continue
+    if images and not found:
+        raise TypeError(f"no entry has {number} and {name}")
+    return found
+
+
+def _regions(entries: Any) -> list[Any]:
+    """Every entry's regions; in a bad entry's place None, which is no region and is counted as a broken row."""
+    lists = [entry.get("regions") if isinstance(entry, dict) else None for entry in _list(entries)]
+    if lists and not any(isinstance(regions, list) for regions in lists):
+        raise TypeError("no entry has regions")
+    return [region for regions in lists for region in (regions if isinstance(regions, list) else [None])]
+
+
+def _box(region: Any) -> Box:
+    x, y, width, height = (int(region[name]) for name in ("x", "y", "width", "height"))
+    if not all(-(1 << 31) <= value < 1 << 31 for value in (x, y, width, height)):  # the index's numbers are int32
+        raise ValueError("a box outside any image")
+    return x, y, width, height
 
 
 def _rows(
@@ -83,7 +127,7 @@ def _rows(
             yield read()
         except BadPair as bad:
             yield Skipped(key, source, bad.reason)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        except _BAD_ENTRY:
             yield Skipped(key, source, "broken row")
 
 
@@ -91,9 +135,9 @@ def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise UserError(f"{printable(str(path))}: cannot read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{printable(str(path))}: not JSON: {printable(str(error))}") from error
 
 
 def _string(value: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from otcclip.data.atomic import disk_errors
 from otcclip.data.decode import DEFAULT_LIMITS, Limits, decode_caption
 from otcclip.data.shards import Skipped
 from otcclip.data.table import Row
@@ -40,16 +41,18 @@ class Spool:
         self._handle: IO[bytes] | None = None
 
     def add(self, data: bytes) -> tuple[int, int]:
-        """Append; returns offset and size."""
-        if self._handle is None:
-            self._handle = self.path.open("wb")
-        offset = self._handle.tell()
-        self._handle.write(data)
-        return offset, len(data)
+        """Append; returns offset and size. Raises UserError on a full disk: it is not the source that fails."""
+        with disk_errors(self.path):
+            if self._handle is None:
+                self._handle = self.path.open("wb")
+            offset = self._handle.tell()
+            self._handle.write(data)
+            return offset, len(data)
 
     def close(self) -> None:
         if self._handle is not None:
-            self._handle.close()
+            with disk_errors(self.path):
+                self._handle.close()
 
 
 class Reader(Protocol):

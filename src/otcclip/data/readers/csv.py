@@ -17,16 +17,20 @@ def csv_pairs(source: str, options: ReadOptions, spool: Spool) -> Iterator[Row |
     """A row a pair. Paths are relative to the working directory, as in open_clip, or to `image_root`.
 
     A pair's key is its image's path as written, with `#1`, `#2`, … for further rows of the same image.
+
+    Raises:
+        UserError: no such file, no such columns, or a separator that is none.
     """
     del spool
+    separator = _separator(options.separator)
     image, caption = options.img_key or "filepath", options.caption_key or "title"
     root = Path(options.image_root or ".")
     keys = Occurrences()
     try:
         # Bytes that are not UTF-8 spoil a pair, not the file.
         with Path(source).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            rows = csv.DictReader(handle, delimiter=options.separator)
-            _check_header(rows.fieldnames, image, caption, options.separator, source)
+            rows = csv.DictReader(handle, delimiter=separator)
+            _check_header(_names(rows, source), image, caption, separator, source)
             while True:
                 number = rows.line_num
                 try:
@@ -55,8 +59,22 @@ def _row(
         return Skipped(key, source, bad.reason)
 
 
-def _check_header(names: object, image: str, caption: str, separator: str, source: str) -> None:
-    found = [str(name) for name in names] if isinstance(names, list) else []
+def _separator(text: str) -> str:
+    r"""The one character between columns; `\t`, as shells pass it on, is a tab."""
+    separator = "\t" if text == r"\t" else text
+    if len(separator) != 1 or separator in '"\r\n\0':
+        raise UserError(rf"--csv-separator {text!r}: one character, no quote and no line's end (\t is a tab)")
+    return separator
+
+
+def _names(rows: csv.DictReader[str], source: str) -> list[str]:
+    try:
+        return [str(name) for name in rows.fieldnames or ()]
+    except csv.Error as error:  # a field of more than 128 KiB
+        raise UserError(f"{printable(source)}: its first line is no header: {printable(str(error))}") from error
+
+
+def _check_header(found: list[str], image: str, caption: str, separator: str, source: str) -> None:
     for wanted, flag in ((image, "--csv-img-key"), (caption, "--csv-caption-key")):
         if wanted not in found:
             columns = ", ".join(repr(printable(name)) for name in found[:20])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,11 +29,11 @@ def img2dataset(source: str, options: ReadOptions, spool: Spool) -> Iterator[Row
     del spool
     folder = Path(source)
     if not folder.is_dir():
-        raise UserError(f"{source}: img2dataset output is a folder")
+        raise UserError(f"{printable(source)}: img2dataset output is a folder")
     shards = sorted(folder.glob("*.tar"))
     parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name.isdigit())
     if not shards and not parts:
-        raise UserError(f"{source}: no img2dataset output here (neither 00000.tar nor a folder 00000)")
+        raise UserError(f"{printable(source)}: no img2dataset output here (neither 00000.tar nor a folder 00000)")
     for shard in shards:
         count = 0
         for row in _shard(str(shard), options):
@@ -61,14 +62,17 @@ def _files(part: Path, options: ReadOptions) -> Iterator[Row | Skipped]:
     """`00000/000000012.jpg` with `000000012.txt` beside it."""
     for image in sorted(path for path in part.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS):
         text = image.with_suffix(".txt")
+        key = os.fsencode(image.stem).decode("utf-8", "backslashreplace")  # a name may be any bytes, a key is text
         try:
             if not text.is_file():
                 raise BadPair("no caption")
             with text.open("rb") as handle:
                 caption = decode_caption(handle.read(4 * options.limits.caption_chars + 1025), options.limits)
-            yield Row(image.stem, caption, str(image))
+            yield Row(key, caption, str(image))
         except BadPair as bad:
-            yield Skipped(image.stem, str(part), bad.reason)
+            yield Skipped(key, str(part), bad.reason)
+        except OSError as error:
+            raise UserError(f"{printable(str(text))}: cannot read: {error.strerror or error}") from error
 
 
 def _check_stats(stats: Path, shard: str, count: int) -> None:
@@ -76,7 +80,9 @@ def _check_stats(stats: Path, shard: str, count: int) -> None:
         return
     try:
         expected = int(json.loads(stats.read_text("utf-8"))["successes"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{stats}: not img2dataset's statistics of a shard") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{printable(str(stats))}: not img2dataset's statistics of a shard") from error
     if count < expected:
-        raise UserError(f"{printable(shard)}: {count} pairs where {stats.name} counts {expected}; truncated?")
+        raise UserError(
+            f"{printable(shard)}: {count} pairs where {printable(stats.name)} counts {expected}; truncated?"
+        )
