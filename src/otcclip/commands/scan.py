@@ -52,7 +52,7 @@ def scan(
         dataset_type: webdataset, img2dataset, csv, parquet, coco, visual-genome, hf, or auto.
         csv_img_key: column of the image's path (CSV, Parquet).
         csv_caption_key: column of the caption (CSV, Parquet).
-        csv_separator: separator of a CSV file.
+        csv_separator: between the columns of a CSV; \\t is a tab.
         poison: poison.parquet, where the truth is known: detection is then measured.
         max_bad: share of bad pairs past which the scan stops.
         max_pixels: most pixels an image may have.
