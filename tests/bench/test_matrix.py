@@ -87,7 +87,12 @@ def test_bench_json(whole: BenchSpec) -> None:
     assert found["defenses"] == ["clip", "cleanclip"] and found["seeds"] == [0] and found["failures"] == {}
     (call,) = found["calls"]
     assert call["trained"] == 5 and found["wall_seconds"] == call["seconds"] > 0
-    assert {p.name for p in Path(whole.out).iterdir() if p.is_file()} == {"bench.json", "report.html", "matrix.png"}
+    assert {p.name for p in Path(whole.out).iterdir() if p.is_file()} == {
+        ".lock",
+        "bench.json",
+        "report.html",
+        "matrix.png",
+    }
 
 
 def test_attacks_are_tried_on_the_model_that_saw_no_poison(whole: BenchSpec) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from otcclip import __version__
 from otcclip.bench.cell import NEVER_POISONED, finished_cell, run_cell, try_never_poisoned
+from otcclip.bench.lock import sole_bench
 from otcclip.bench.log import MatrixLog
 from otcclip.bench.plan import UNDEFENDED, BenchSpec, Cell, check_attacks, parse_defense, parse_groups, plan
 from otcclip.data.emoji import build_emoji, read_card
@@ -38,12 +39,18 @@ def run_bench(bench: BenchSpec, processes: int | None = None) -> list[dict[str, 
         The objects of the cells' `cell.json`; those that failed are left out.
 
     Raises:
-        UserError: whatever cannot be done, before any training; or, after it, a line on the cells that failed.
+        UserError: whatever cannot be done, before any training: another call at work in the folder is one such thing;
+            or, after it, a line on the cells that failed.
     """
     workers = cores() if processes is None else processes
     if workers < 1:
         raise UserError(f"--processes {workers}: at least 1")
-    cells, settings = prepare(bench)
+    cells, settings = prepare(bench)  # outside the lock: what is refused here leaves no folder
+    with sole_bench(Path(bench.out)):
+        return _run(bench, cells, settings, workers)
+
+
+def _run(bench: BenchSpec, cells: Sequence[Cell], settings: dict[str, Any], workers: int) -> list[dict[str, Any]]:
     jobs = jobs_of(cells)
     log = MatrixLog(Path(bench.out), cells, settings, workers)
     console.print(f"{len(cells)} cells, {len(cells) - sum(finished_cell(c) is None for c in cells)} of them finished")
