@@ -58,13 +58,14 @@ def test_cell_json(whole: BenchSpec) -> None:
     cells = {(cell.group.label, cell.defense.label): cell for cell in cells_of(whole)}
     assert set(cells) == {("none", "clip")} | {(g, d) for g in (GROUP, "sig:count=20") for d in ("clip", "cleanclip")}
     found = json.loads((cells[GROUP, "clip"].folder / "cell.json").read_text())
-    expected = {"attack": GROUP, "defense": "clip", "seed": 0, "n": 24, "poison_rate": None, "epochs": 1}
+    expected = {"attack": GROUP, "defense": "clip", "seed": 0, "n": 20, "poison_rate": None, "epochs": 1}
+    # 24 test images, of which the targeted attack adds four to training.
     assert {name: found[name] for name in expected} == expected
     # clip_benchmark's words.
     assert found["dataset"] == "emoji/twemoji" and found["model"] == "otcclip-tiny"
     assert found["task"] == "zeroshot_classification" and found["metrics"].keys() == {"acc1", "acc5"}
     for name, share in found["metrics"].items():
-        assert found["intervals"][name] == pytest.approx(wilson(round(24 * share), 24))
+        assert found["intervals"][name] == pytest.approx(wilson(round(20 * share), 20))
     assert found["attacks"].keys() == {"badnets", "targeted"}
     assert found["attacks"]["badnets"]["target"] == "rocket" and found["attacks"]["targeted"]["target"] is None
     assert found["attacks"]["badnets"]["n"] == 23 and found["attacks"]["targeted"]["n"] == 4
@@ -156,7 +157,7 @@ def test_a_measure_asked_for_later_costs_no_training(whole: BenchSpec, monkeypat
     assert finished_cell(cell) is None, "it lacks a measure"
     (found,) = run_bench(asked)
     assert found["utility"]["retrieval"].keys() == {"text_at_1", "text_at_5", "image_at_1", "image_at_5"}
-    assert found["utility"]["retrieval"]["image_at_5"]["n"] == 24
+    assert found["utility"]["retrieval"]["image_at_5"]["n"] == 20
     assert "Image by text, R@5" in (Path(whole.out) / "report.html").read_text()
 
 
