@@ -273,6 +273,29 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(
     assert json.loads((tmp_path / "bench.json").read_text())["failures"] == {}
 
 
+def test_a_trial_that_failed_is_told_until_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, small_emoji: Path, tmp_path: Path
+) -> None:
+    def refuses(*_: object) -> dict[str, Any]:
+        raise UserError("disk full")
+
+    asked = bench_of(small_emoji, tmp_path, attacks=("badnets:count=9",), defenses=("clip",))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 of 3 jobs failed"):
+        patch.setattr(matrix, "try_never_poisoned", refuses)
+        run_bench(asked)
+
+    def failures() -> dict[str, str]:
+        found: dict[str, str] = json.loads((tmp_path / "bench.json").read_text())["failures"]
+        return found
+
+    failed = {"badnets:count=9 · clip · seed 0 · never poisoned": "disk full"}
+    assert failures() == failed
+    run_bench(replace(asked, reference=False))
+    assert failures() == failed, "this call had no such trial to do"
+    run_bench(asked)
+    assert failures() == {}
+
+
 def test_white_box_attacks_need_nothing_but_their_names(
     monkeypatch: pytest.MonkeyPatch, small_emoji: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from otcclip.bench.plan import Cell
+from otcclip.bench.plan import Cell, reference_of
 from otcclip.data.atomic import write_json
 from otcclip.errors import UserError
 
@@ -39,7 +39,8 @@ class MatrixLog:
         self._calls = list(before.get("calls", []))
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._processes, self._trained = processes, 0
-        mine = {cell.name for cell in cells}
+        # Whatever fails in this call is told anew: trials too, where this call has them.
+        mine = {cell.name for cell in cells} | {cell.trial for cell in cells if reference_of(cell, cells) is not None}
         self._failed_before = {name: why for name, why in before.get("failures", {}).items() if name not in mine}
         self._object = {
             **settings,

@@ -18,7 +18,16 @@ from otcclip import __version__
 from otcclip.bench.cell import NEVER_POISONED, finished_cell, run_cell, try_never_poisoned
 from otcclip.bench.lock import sole_bench
 from otcclip.bench.log import MatrixLog
-from otcclip.bench.plan import UNDEFENDED, BenchSpec, Cell, check_attacks, parse_defense, parse_groups, plan
+from otcclip.bench.plan import (
+    UNDEFENDED,
+    BenchSpec,
+    Cell,
+    check_attacks,
+    parse_defense,
+    parse_groups,
+    plan,
+    reference_of,
+)
 from otcclip.data.emoji import build_emoji, read_card
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.emoji_spec import EMOJI
@@ -125,15 +134,14 @@ def jobs_of(cells: Sequence[Cell]) -> list[Job]:
     for cell in missing:
         needed = {training[one.folder] for one in _first(cell, cells) if one.folder in training} - {cell.name}
         jobs.append(Job(cell.name, partial(run_cell, cell), cell.folder, total_epochs(cell.run), tuple(sorted(needed))))
-    clean = {(cell.defense.label, cell.seed): cell for cell in cells if not cell.group.attacks}
     for cell in cells:
-        reference = clean.get((cell.defense.label, cell.seed))
-        if reference is None or not cell.group.attacks:
+        reference = reference_of(cell, cells)
+        if reference is None:
             continue
         needs = tuple(training[one.folder] for one in (reference, cell) if one.folder in training)
         if needs or not (cell.folder / NEVER_POISONED).exists():
             work = partial(try_never_poisoned, reference, cell)
-            jobs.append(Job(f"{cell.name} · never poisoned", work, cell.folder, None, needs))
+            jobs.append(Job(cell.trial, work, cell.folder, None, needs))
     return jobs
 
 

@@ -104,6 +104,19 @@ class Cell:
     def name(self) -> str:
         return f"{self.group.label} · {self.defense.label} · seed {self.seed}"
 
+    @property
+    def trial(self) -> str:
+        """What the job is called that tries the cell's attacks on the model of `reference_of`."""
+        return f"{self.name} · never poisoned"
+
+
+def reference_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The cell without poison, of the same defence and seed, that the attacks of `cell` are to be tried on."""
+    if not cell.group.attacks:
+        return None
+    like = (one for one in cells if not one.group.attacks)
+    return next((one for one in like if (one.defense.label, one.seed) == (cell.defense.label, cell.seed)), None)
+
 
 def parse_group(text: str) -> Group:
     """`spec+spec+...`, or `none`.
