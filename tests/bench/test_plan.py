@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otcclip import attacks, defenses
+from otcclip.attacks import ModelSurrogate
 from otcclip.bench.matrix import jobs_of
 from otcclip.bench.plan import (
     ALIASES,
@@ -26,7 +28,8 @@ from otcclip.bench.plan import (
 )
 from otcclip.data.emoji_load import load_emoji
 from otcclip.errors import UserError
-from otcclip.specs import Spec
+from otcclip.models import create_two_tower
+from otcclip.specs import Spec, options_of, takes
 from otcclip.training.setting import start_of, surrogate_of
 
 PAIRS = 8974
@@ -97,6 +100,25 @@ def test_a_rate_sets_every_count(rate: float, pairs: int) -> None:
     assert int(dict(badnets.options)["count"]) == max(1, round(rate * pairs))
     planted = 16 * int(dict(targeted.options)["copies"])  # a targeted attack keeps its 16 images
     assert abs(planted - max(16, rate * pairs)) <= 8.001
+
+
+@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name != "label-swap"])
+def test_what_is_planted_is_the_share_asked_for(name: str, small_emoji: Path, tmp_path: Path) -> None:
+    """Of every attack there is, but the one that takes no rate: what it plants, not what its option says."""
+    split = load_emoji(small_emoji, 64, "twemoji")
+    (text,) = at_rate(parse_group(name), 0.4, len(split.train)).attacks
+    spec = Spec.parse(text)
+    if takes(attacks.ATTACKS[name], "target"):
+        spec = spec.with_options(target="rocket")
+    if name == "badclip":
+        np.save(tmp_path / "patch.npy", np.zeros((3, 12, 12), np.float32))
+        spec = spec.with_options(patch=tmp_path / "patch.npy")
+    if name == "low-ot":
+        spec = spec.with_options(templates=2, choice=1)
+    made = attacks.make(name, **options_of("attack", attacks.ATTACKS, spec))
+    model = ModelSurrogate(create_two_tower("otcclip-tiny", seed=0))
+    (planned,) = attacks.make_plans(split.train, split.test, [made], 0, model)
+    assert len(planned.records) == round(0.4 * len(split.train)) == 48
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,10 @@ def parse_defense(text: str) -> DefenseChoice:
 
 
 def at_rate(group: Group, rate: float, pairs: int) -> Group:
-    """`group` with every attack's count at a share `rate` of `pairs` training pairs, at least one pair.
+    """`group` with every attack planting a share `rate` of `pairs` training pairs, or the least it can plant.
 
-    An attack counted in copies of some images keeps its images and changes its copies.
+    An attack counted in copies of some images keeps its images and changes its copies: its least is a copy of each. One
+    with several triggers has as many pairs of each.
 
     Raises:
         UserError: a rate outside (0, 0.5], an attack whose count is set already, or one that takes none.
@@ -183,6 +184,8 @@ def _counted(spec: Spec, count: float) -> Spec:
             "images", inspect.signature(member).parameters["images"].default
         )
         count /= images
+    else:
+        count /= getattr(member, "per_count", 1)
     return spec.with_options(**{option: max(1, round(count))})
 
 
