@@ -210,9 +210,27 @@ def test_attacks_that_look_into_a_model_get_the_clean_run_of_their_seed(small_em
 
 @pytest.mark.parametrize(
     ("group", "says"),
-    [("low-ot:target=bananas", "did you mean 'banana'"), ("low-ot:count=500", "count 500 is more than")],
+    [
+        ("low-ot:target=bananas", "did you mean 'banana'"),
+        ("low-ot:count=500", "count 500 is more than"),
+        ("low-ot:count=9+low-ot:count=9", "attack 'low-ot' is named 2 times"),
+        ("low-ot:count=0", "low-ot: count must be at least 1"),
+        ("low-ot:count=9,choice=0", "low-ot: choice must be at least 1"),
+        ("low-ot:count=9+badnets:count=9,size=5", "badnets: size is"),
+        ("low-ot:count=9+targeted:images=9000", "targeted: 9000 target images asked for"),
+        ("low-ot:count=70+badnets:count=60", "badnets: count 60 is more than"),
+        ("badclip:count=9,size=9", "badclip: size is"),
+        ("badclip:count=500", "count 500 is more than"),
+        ("badclip:count=9,target=bananas", "did you mean 'banana'"),
+    ],
 )
-def test_targets_and_counts_are_checked_before_the_model_is_there(group: str, says: str, small_emoji: Path) -> None:
+def test_all_but_the_model_is_checked_before_the_model_is_there(group: str, says: str, small_emoji: Path) -> None:
     split = load_emoji(small_emoji, 64, "twemoji")
     with pytest.raises(UserError, match=says):
         check_attacks(plan(bench(attacks=(group,)), len(split.train)), split)
+
+
+def test_what_looks_into_a_model_yet_to_come_passes(small_emoji: Path) -> None:
+    split = load_emoji(small_emoji, 64, "twemoji")
+    group = "low-ot:count=20+badclip:count=20+badnets:count=20"
+    check_attacks(plan(bench(attacks=(group,)), len(split.train)), split)

@@ -25,7 +25,7 @@ from otcclip.training.experiment import RunSpec
 from otcclip.training.loop import TrainConfig
 from otcclip.training.setting import make_attacks, start_of, surrogate_of
 from otcclip.training.targets import give_targets
-from otcclip.training.white_box import wants_model
+from otcclip.training.white_box import plan_blindly, wants_model
 
 UNDEFENDED = "clip"
 NONE = "none"
@@ -272,21 +272,15 @@ def slug(label: str) -> str:
 def check_attacks(cells: Sequence[Cell], split: EmojiSplit) -> None:
     """Plan every group once, as its first seed would: what cannot be planted fails here, before any training.
 
-    A group that looks into a model which is yet to be trained is held to its targets and counts alone.
+    A group that looks into a model which is yet to be trained is planned as far as can be without it.
 
     Raises:
-        UserError: a target that is no class of the corpus, more poison than pairs, two attacks of one name.
+        UserError: an option out of range, a target that is no class of the corpus, more poison than pairs, two attacks
+            of one name.
     """
     for cell in {cell.group.label: cell for cell in reversed(cells)}.values():
-        surrogate = surrogate_of(cell.run)
-        if surrogate is None:
+        if surrogate_of(cell.run) is None:
             attacks.make_plans(split.train, split.test, make_attacks(cell.run, split), cell.seed)
-            continue
-        context, planted = attacks.PoisonContext.of(split.train, split.test), 0
-        for spec in give_targets([Spec.parse(t) for t in cell.group.attacks], split, cell.run.target, cell.seed):
-            options = options_of("attack", attacks.ATTACKS, spec)
-            if "target" in options:
-                context.require_name(spec.name, options["target"])
-            planted += options.get("count", 1)
-        if planted > len(split.train):
-            raise UserError(f"{cell.group.label}: count {planted} is more than the {len(split.train)} training pairs")
+        else:
+            specs = [Spec.parse(text) for text in cell.group.attacks]
+            plan_blindly(give_targets(specs, split, cell.run.target, cell.seed), split, cell.seed)
