@@ -115,6 +115,17 @@ def test_evaluate_in_clip_benchmarks_shape(run: Path, shards: Path, tmp_path: Pa
     assert last == {row["task"]: row["metrics"] for row in (classification, retrieval)}
 
 
+def test_evaluate_of_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"junk of a file")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "result.json").write_text('{"model": "otcclip-tiny"}')
+    for name, more in (("junk.pt", ["--model", "otcclip-tiny"]), ("empty.pt", ["--model", "RN50"]), ("folder", [])):
+        assert cli.main(["evaluate", str(tmp_path / name), "--data", "x.csv", *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"otcclip: {tmp_path / name}") and said.count("\n") == 1
+
+
 def test_a_run_is_neither_overwritten_nor_taken_up_by_another(run: Path, shards: Path) -> None:
     spec = spec_of(shards, run.parent)
     with pytest.raises(UserError, match=r"run holds a run: --resume latest goes on with it"):
@@ -137,6 +148,7 @@ def test_a_run_is_neither_overwritten_nor_taken_up_by_another(run: Path, shards:
         ({"grad_checkpointing": True}, "has a ResNet tower"),
         ({"max_bad": 0.01}, "1 of 26 pairs are bad"),
         ({"model": "RN51"}, "open_clip knows no such model"),
+        ({"pretrained": "nosuch"}, "nosuch: neither a file nor a tag that open_clip has for otcclip-tiny"),
         ({"device": "tpu"}, "--device 'tpu'"),
     ],
 )

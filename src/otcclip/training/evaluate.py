@@ -54,7 +54,7 @@ def load_checkpoint(checkpoint: str, model: str | None) -> TwoTower:
     """The model of a run's folder, a checkpoint's path (with `model`) or an open_clip tag (with `model`).
 
     Raises:
-        UserError: no such checkpoint, or no model named for it.
+        UserError: no such checkpoint, no model named for it, or weights that are damaged or another model's.
     """
     folder = Path(checkpoint)
     if folder.is_dir():
@@ -65,8 +65,6 @@ def load_checkpoint(checkpoint: str, model: str | None) -> TwoTower:
         return load_two_tower(folder, name)
     if model is None:
         raise UserError(f"{checkpoint}: say which --model it is a checkpoint of")
-    if not folder.is_file() and checkpoint not in open_clip.list_pretrained_tags_by_model(model):
-        raise UserError(f"{checkpoint}: neither a file nor a tag that open_clip has for {model}")
     return create_two_tower(model, checkpoint)
 
 
