@@ -24,6 +24,7 @@ from otcclip.models import open_clip_model_size
 from otcclip.progress import console
 from otcclip.registry import find
 from otcclip.report import results_table, write_report
+from otcclip.seeds import check_seed
 from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import total_epochs
@@ -45,14 +46,19 @@ def run_demo(
     Args:
         out: folder of the run. corpus: folder of the emoji corpus, built there when it is not.
         hold_out: style of the test split. target: class the backdoor argues for.
-        chosen: defences to run, in this order. reference: also train undefended on the same pairs without poison, for
-            the attack rates of a model never poisoned and for the accuracy that a defence is to reach.
+        chosen: defences to run, in this order, each once. reference: also train undefended on the same pairs without
+            poison, for the attack rates of a model never poisoned and for the accuracy that a defence is to reach.
 
     Raises:
-        UserError: an unknown defence, style or target, a package that cannot be had, a full disk.
+        UserError: an unknown defence, style or target, no defence, a seed or number of epochs out of range, a package
+            that cannot be had, a full disk.
     """
+    chosen = tuple(dict.fromkeys(chosen))  # one named twice is one run
     for name in chosen:
         find("defence", defenses.DEFENSES, name)
+    if not chosen:
+        raise UserError("demo: name at least one defence")
+    check_seed(seed)
     if epochs < 1:
         raise UserError(f"--epochs {epochs}: at least 1")
     check_style(hold_out, EMOJI.styles)  # before half a minute of building

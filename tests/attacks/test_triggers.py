@@ -148,6 +148,8 @@ def test_the_patch_has_its_two_colours(colours: str) -> None:
         ("sig", {"strength": -1.0}, "strength is a share of a pixel's range"),
         ("sig", {"periods": 0}, "periods across the image must be above 0"),
         ("wanet", {"strength": 2.0}, "strength is a share of the image's side"),
+        ("wanet", {"field_seed": 2**64}, "wanet: field_seed 18446744073709551616: seeds are whole numbers"),
+        ("blended", {"pattern_seed": -1}, "blended: pattern_seed -1: seeds are whole numbers"),
         ("filter", {"strength": 1.1}, "strength is a share in 0..1"),
         ("tiled", {"size": 0.0}, r"size is a fraction of a cell's side in \(0, 1\]"),
         ("clean-label", {"weaken": 1.1}, "weaken is a share in 0..1"),

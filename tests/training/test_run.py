@@ -150,12 +150,34 @@ def test_a_run_is_neither_overwritten_nor_taken_up_by_another(run: Path, shards:
         ({"model": "RN51"}, "open_clip knows no such model"),
         ({"pretrained": "nosuch"}, "nosuch: neither a file nor a tag that open_clip has for otcclip-tiny"),
         ({"device": "tpu"}, "--device 'tpu'"),
+        ({"threads": 0}, "--threads 0: at least 1"),
+        ({"seed": 99999999999999999999}, "--seed 99999999999999999999: seeds are whole numbers from 0"),
+        ({"seed": -1}, "--seed -1: seeds are"),
+        ({"val_classnames": "names.txt"}, r"--val-classnames names\.txt: says nothing without --val-data"),
     ],
 )
 def test_bad_settings_are_one_line(change: dict[str, object], message: str, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         train(spec_of(shards, tmp_path, **change))
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_validation_that_cannot_be_read_is_told_before_any_training(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(run_module.Trainer, "epochs", never)
+    validation = str(shards / "1.tar")
+    (tmp_path / "few.txt").write_text("polar bear\nbanana")
+    for change, message in (
+        ({"val_data": "nosuch.csv"}, "nosuch.csv"),
+        ({"val_data": validation, "val_classnames": "nosuch.txt"}, "nosuch.txt: cannot read"),
+        ({"val_data": validation, "val_classnames": str(tmp_path / "few.txt")}, "not among the class names"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(spec_of(shards, tmp_path / "logs", **change))
 
 
 def _train_quietly(spec: TrainSpec) -> None:

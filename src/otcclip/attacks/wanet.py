@@ -20,6 +20,7 @@ from torch import Tensor
 from otcclip.attacks.backdoor import backdoor_plan
 from otcclip.attacks.base import PoisonContext, PoisonPlan, check_positive
 from otcclip.errors import UserError
+from otcclip.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class WaNet:
         check_positive(self.name, count=self.count, cells=self.cells)
         if not 0 <= self.strength <= 1:
             raise UserError(f"{self.name}: strength is a share of the image's side in 0..1, got {self.strength}")
+        check_seed(self.field_seed, f"{self.name}: field_seed")
 
     def plan(self, corpus: PoisonContext, seed: int) -> PoisonPlan:
         """See `Attack.plan`. The trial is every test image of another class than the target."""

@@ -20,6 +20,7 @@ from otcclip import attacks, defenses
 from otcclip.data.emoji_load import EmojiSplit
 from otcclip.errors import UserError
 from otcclip.registry import find
+from otcclip.seeds import check_seed
 from otcclip.specs import Spec, options_of, takes
 from otcclip.training.experiment import RunSpec
 from otcclip.training.loop import TrainConfig
@@ -199,8 +200,8 @@ def plan(bench: BenchSpec, pairs: int) -> tuple[Cell, ...]:
         raise UserError("bench: name at least one attack, one defence and one seed")
     if bench.epochs < 1:
         raise UserError(f"--epochs {bench.epochs}: at least 1")
-    if any(seed < 0 for seed in bench.seeds):
-        raise UserError(f"--seeds {min(bench.seeds)}: seeds are whole numbers from 0")
+    for seed in bench.seeds:
+        check_seed(seed, "--seeds")
     groups = groups_of(bench, pairs)
     chosen = _with_starts([parse_defense(text) for text in (UNDEFENDED, *bench.defenses)])
     looks_in = any(wants_model(map(Spec.parse, group.attacks)) for group in groups)
