@@ -188,6 +188,19 @@ def test_demo_and_report(built: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (out / "report.html").read_text() == page
 
 
+def test_a_demo_over_a_finished_one_of_another_seed_is_refused_and_nothing_changes(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["demo", "--out", str(tmp_path), "--corpus", str(built), "--target", "rocket", "--epochs", "1"]
+    flags += ["--defenses", "clip", "--no-clean-reference"]
+    assert main(flags) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    said = refused([*flags, "--seed", "1"], capsys)
+    assert f"{tmp_path / 'clip'} holds a finished run of another spec (seed 0, not 1): name another --out" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_an_error_in_a_run_is_one_line(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """24 captions are too few for the default level of the evidence."""
     flags = ["--out", str(tmp_path), "--corpus", str(built), "--epochs", "1", "--defenses", "otcclip"]

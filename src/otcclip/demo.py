@@ -25,7 +25,7 @@ from otcclip.progress import console
 from otcclip.registry import find
 from otcclip.report import results_table, write_report
 from otcclip.seeds import check_seed
-from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment, start_of
+from otcclip.training.experiment import RunSpec, check_free, clean_reference, make_setting, run_experiment, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import total_epochs
 
@@ -50,8 +50,8 @@ def run_demo(
             poison, for the attack rates of a model never poisoned and for the accuracy that a defence is to reach.
 
     Raises:
-        UserError: an unknown defence, style or target, no defence, a seed or number of epochs out of range, a package
-            that cannot be had, a full disk.
+        UserError: an unknown defence, style or target, no defence, a seed or number of epochs out of range, a finished
+            run of another demo in `out`, a package that cannot be had, a full disk.
     """
     chosen = tuple(dict.fromkeys(chosen))  # one named twice is one run
     for name in chosen:
@@ -64,10 +64,12 @@ def run_demo(
     check_style(hold_out, EMOJI.styles)  # before half a minute of building
     build_emoji(corpus, workers=cores())
     spec = RunSpec(str(corpus), str(out), "clip", hold_out=hold_out, target=target, seed=seed, epochs=epochs)
-    _write_ground_truth(spec, chosen)
     specs = [replace(spec, defense=name) for name in chosen]
     if reference:
         specs.append(clean_reference(spec))
+    for one in specs:
+        check_free(one)  # before the ground truth of a finished demo is written over
+    _write_ground_truth(spec, chosen)
     results = _run_all(specs)
     if reference:
         rates = {name: rate["asr"] for name, rate in results[-1]["attacks"].items()}

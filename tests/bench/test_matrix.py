@@ -296,6 +296,20 @@ def test_a_trial_that_failed_is_told_until_it_is_done(
     assert failures() == {}
 
 
+def test_a_finished_cell_of_another_patch_is_refused_and_not_deleted(small_emoji: Path, tmp_path: Path) -> None:
+    patch = tmp_path / "patch.npy"
+    np.save(patch, np.zeros((3, 12, 12), np.float32))
+    asked = bench_of(
+        small_emoji, tmp_path / "out", attacks=(f"badclip:count=9,patch={patch}",), defenses=("clip",), reference=False
+    )
+    run_bench(asked)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    np.save(patch, np.ones((3, 12, 12), np.float32))
+    with pytest.raises(UserError, match=r"holds a finished run of another spec \(other files\): name another --out"):
+        run_bench(asked)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+
+
 def test_white_box_attacks_need_nothing_but_their_names(
     monkeypatch: pytest.MonkeyPatch, small_emoji: Path, tmp_path: Path
 ) -> None:

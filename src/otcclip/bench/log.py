@@ -19,13 +19,13 @@ SHARED = ("dataset", "target", "epochs", "model", "batch_size", "lr", "train_pai
 
 
 class MatrixLog:
-    """The matrix's `bench.json`, written at the start and after every cell, so that a kill costs one cell's seconds.
+    """The matrix's `bench.json`, written when asked to and after every cell, so that a kill costs a cell's seconds.
 
     Calls add up: groups, defences and seeds of a later call join those already there, and wall times are summed.
     """
 
     def __init__(self, out: Path, cells: Sequence[Cell], settings: Mapping[str, Any], processes: int) -> None:
-        """Raises UserError where the folder holds a matrix with other settings; nothing is written then."""
+        """Raises UserError where the folder holds a matrix with other settings. Nothing is written yet."""
         self.path = out / BENCH
         before = _read(self.path)
         for name in SHARED:
@@ -48,7 +48,6 @@ class MatrixLog:
             "defenses": _union(before.get("defenses", []), [cell.defense.label for cell in cells]),
             "seeds": sorted(_union(before.get("seeds", []), [cell.seed for cell in cells])),
         }
-        self.write()
 
     def trained(self) -> None:
         """One more cell is done."""

@@ -35,7 +35,7 @@ from otcclip.errors import UserError
 from otcclip.models import open_clip_model_size
 from otcclip.progress import console
 from otcclip.report import matrix_table, write_matrix
-from otcclip.training.experiment import RunSpec, start_of
+from otcclip.training.experiment import RunSpec, check_free, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import surrogate_of, total_epochs
 from otcclip.training.utility import check_measures
@@ -48,8 +48,8 @@ def run_bench(bench: BenchSpec, processes: int | None = None) -> list[dict[str, 
         The objects of the cells' `cell.json`; those that failed are left out.
 
     Raises:
-        UserError: whatever cannot be done, before any training: another call at work in the folder is one such thing;
-            or, after it, a line on the cells that failed.
+        UserError: whatever cannot be done, before any training: also another call at work in the folder, and a finished
+            run there of other files; or, after it, a line on the cells that failed.
     """
     workers = cores() if processes is None else processes
     if workers < 1:
@@ -62,6 +62,9 @@ def run_bench(bench: BenchSpec, processes: int | None = None) -> list[dict[str, 
 def _run(bench: BenchSpec, cells: Sequence[Cell], settings: dict[str, Any], workers: int) -> list[dict[str, Any]]:
     jobs = jobs_of(cells)
     log = MatrixLog(Path(bench.out), cells, settings, workers)
+    for cell in cells:
+        check_free(cell.run)  # a patch or a corpus that changed since: no other cell is trained before that is said
+    log.write()
     console.print(f"{len(cells)} cells, {len(cells) - sum(finished_cell(c) is None for c in cells)} of them finished")
 
     def ended(job: Job, result: dict[str, Any] | UserError) -> None:
