@@ -6,6 +6,7 @@ python benchmarks/scan.py throughput SHARDS [PAIRS]      # the trusted encoder o
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -121,10 +122,19 @@ def throughput(shards: str, pairs: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, rest = sys.argv[1], sys.argv[2:]
-    if what == "memory":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("memory")
+    one = commands.add_parser("simulate", help="what memory runs in a process of its own")
+    one.add_argument("folder", type=Path)
+    one.add_argument("rows", type=int)
+    speed = commands.add_parser("throughput")
+    speed.add_argument("shards")
+    speed.add_argument("pairs", type=int, nargs="?", default=2000)
+    arguments = parser.parse_args()
+    if arguments.what == "memory":
         memory()
-    elif what == "simulate":
-        simulate(Path(rest[0]), int(rest[1]))
+    elif arguments.what == "simulate":
+        simulate(arguments.folder, arguments.rows)
     else:
-        throughput(rest[0], int(rest[1]) if len(rest) > 1 else 2000)
+        throughput(arguments.shards, arguments.pairs)

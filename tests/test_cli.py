@@ -51,6 +51,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--target", "bananna"], "target 'bananna' is not among"),
         (["--hold-out", "wingdings"], "unknown style 'wingdings'"),
         (["--epochs", "0"], "--epochs 0: at least 1"),
+        (["--seed", "-1"], "--seed -1: seeds are whole numbers from 0 to 4294967295"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999: seeds are whole numbers"),
+        (["--defenses"], "demo: name at least one defence"),
     ],
 )
 def test_demo_refuses_what_does_not_exist(
@@ -68,6 +71,27 @@ def test_demo_with_an_unknown_style_builds_no_corpus(
     said = refused(["demo", "--out", str(tmp_path / "runs"), "--corpus", str(corpus), "--hold-out", "segoe"], capsys)
     assert "unknown style 'segoe': choose one of" in said and "twemoji" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_poison_refuses_a_seed_out_of_range(
+    small_emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "poisoned"
+    assert "--seed -1: seeds are" in refused(["poison", str(small_emoji), "--out", str(out), "--seed", "-1"], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_defence_named_twice_is_one_run(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def note(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+        ran.extend(spec.folder.name for spec in specs)
+        raise UserError("enough")
+
+    monkeypatch.setattr(demo, "_run_all", note)
+    arguments = ["--defenses", "clip", "otcclip", "clip", "--out", str(tmp_path), "--corpus", str(built)]
+    assert main(["demo", *arguments]) == 2
+    assert ran == ["clip", "otcclip", "clip-clean"]
 
 
 def test_corpus_with_an_unknown_style(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +199,19 @@ def test_demo_and_report(built: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (out / "report.html").unlink()
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page
+
+
+def test_a_demo_over_a_finished_one_of_another_seed_is_refused_and_nothing_changes(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["demo", "--out", str(tmp_path), "--corpus", str(built), "--target", "rocket", "--epochs", "1"]
+    flags += ["--defenses", "clip", "--no-clean-reference"]
+    assert main(flags) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    said = refused([*flags, "--seed", "1"], capsys)
+    assert f"{tmp_path / 'clip'} holds a finished run of another spec (seed 0, not 1): name another --out" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_an_error_in_a_run_is_one_line(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

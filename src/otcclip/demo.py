@@ -24,7 +24,8 @@ from otcclip.models import open_clip_model_size
 from otcclip.progress import console
 from otcclip.registry import find
 from otcclip.report import results_table, write_report
-from otcclip.training.experiment import RunSpec, clean_reference, make_setting, run_experiment, start_of
+from otcclip.seeds import check_seed
+from otcclip.training.experiment import RunSpec, check_free, clean_reference, make_setting, run_experiment, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import total_epochs
 
@@ -45,23 +46,30 @@ def run_demo(
     Args:
         out: folder of the run. corpus: folder of the emoji corpus, built there when it is not.
         hold_out: style of the test split. target: class the backdoor argues for.
-        chosen: defences to run, in this order. reference: also train undefended on the same pairs without poison, for
-            the attack rates of a model never poisoned and for the accuracy that a defence is to reach.
+        chosen: defences to run, in this order, each once. reference: also train undefended on the same pairs without
+            poison, for the attack rates of a model never poisoned and for the accuracy that a defence is to reach.
 
     Raises:
-        UserError: an unknown defence, style or target, a package that cannot be had, a full disk.
+        UserError: an unknown defence, style or target, no defence, a seed or number of epochs out of range, a finished
+            run of another demo in `out`, a package that cannot be had, a full disk.
     """
+    chosen = tuple(dict.fromkeys(chosen))  # one named twice is one run
     for name in chosen:
         find("defence", defenses.DEFENSES, name)
+    if not chosen:
+        raise UserError("demo: name at least one defence")
+    check_seed(seed)
     if epochs < 1:
         raise UserError(f"--epochs {epochs}: at least 1")
     check_style(hold_out, EMOJI.styles)  # before half a minute of building
     build_emoji(corpus, workers=cores())
     spec = RunSpec(str(corpus), str(out), "clip", hold_out=hold_out, target=target, seed=seed, epochs=epochs)
-    _write_ground_truth(spec, chosen)
     specs = [replace(spec, defense=name) for name in chosen]
     if reference:
         specs.append(clean_reference(spec))
+    for one in specs:
+        check_free(one)  # before the ground truth of a finished demo is written over
+    _write_ground_truth(spec, chosen)
     results = _run_all(specs)
     if reference:
         rates = {name: rate["asr"] for name, rate in results[-1]["attacks"].items()}

@@ -72,6 +72,16 @@ def test_the_field_has_mean_one_at_its_points_and_is_one_at_every_resolution() -
     torch.testing.assert_close(attack.field(64, 64)[::63, ::63], attack.field(48, 48)[::47, ::47])
 
 
+def test_how_far_the_default_warp_moves_a_pixel_is_what_its_documentation_says() -> None:
+    """Read off pictures of their own coordinates; the grid's points move by 12.8 px, what is between less."""
+    size, attack = 64, WaNet("x")
+    across = ((torch.arange(size) + 0.5) / size).expand(size, size)
+    moved = attack.trigger(torch.stack([across, across.T, across]))[:2] - torch.stack([across, across.T])
+    assert round(float(attack.field(size, size).abs().mean()) * attack.strength * size, 1) == 9.9
+    assert round(float(moved.abs().mean()) * size, 1) == pytest.approx(8.6, abs=0.25)  # the border is half a pixel in
+    assert "9.9 px on the mean, 8.6 once" in (WaNet.__doc__ or "")
+
+
 def test_the_filter_is_affine_in_the_colour() -> None:
     attack = ColourFilter("x")
     black, white = (attack.trigger(torch.full((3, 2, 2), v))[:, 0, 0].tolist() for v in (0.0, 1.0))
@@ -148,6 +158,8 @@ def test_the_patch_has_its_two_colours(colours: str) -> None:
         ("sig", {"strength": -1.0}, "strength is a share of a pixel's range"),
         ("sig", {"periods": 0}, "periods across the image must be above 0"),
         ("wanet", {"strength": 2.0}, "strength is a share of the image's side"),
+        ("wanet", {"field_seed": 2**64}, "wanet: field_seed 18446744073709551616: seeds are whole numbers"),
+        ("blended", {"pattern_seed": -1}, "blended: pattern_seed -1: seeds are whole numbers"),
         ("filter", {"strength": 1.1}, "strength is a share in 0..1"),
         ("tiled", {"size": 0.0}, r"size is a fraction of a cell's side in \(0, 1\]"),
         ("clean-label", {"weaken": 1.1}, "weaken is a share in 0..1"),

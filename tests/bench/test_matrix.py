@@ -58,13 +58,14 @@ def test_cell_json(whole: BenchSpec) -> None:
     cells = {(cell.group.label, cell.defense.label): cell for cell in cells_of(whole)}
     assert set(cells) == {("none", "clip")} | {(g, d) for g in (GROUP, "sig:count=20") for d in ("clip", "cleanclip")}
     found = json.loads((cells[GROUP, "clip"].folder / "cell.json").read_text())
-    expected = {"attack": GROUP, "defense": "clip", "seed": 0, "n": 24, "poison_rate": None, "epochs": 1}
+    expected = {"attack": GROUP, "defense": "clip", "seed": 0, "n": 20, "poison_rate": None, "epochs": 1}
+    # 24 test images, of which the targeted attack adds four to training.
     assert {name: found[name] for name in expected} == expected
     # clip_benchmark's words.
     assert found["dataset"] == "emoji/twemoji" and found["model"] == "otcclip-tiny"
     assert found["task"] == "zeroshot_classification" and found["metrics"].keys() == {"acc1", "acc5"}
     for name, share in found["metrics"].items():
-        assert found["intervals"][name] == pytest.approx(wilson(round(24 * share), 24))
+        assert found["intervals"][name] == pytest.approx(wilson(round(20 * share), 20))
     assert found["attacks"].keys() == {"badnets", "targeted"}
     assert found["attacks"]["badnets"]["target"] == "rocket" and found["attacks"]["targeted"]["target"] is None
     assert found["attacks"]["badnets"]["n"] == 23 and found["attacks"]["targeted"]["n"] == 4
@@ -87,7 +88,12 @@ def test_bench_json(whole: BenchSpec) -> None:
     assert found["defenses"] == ["clip", "cleanclip"] and found["seeds"] == [0] and found["failures"] == {}
     (call,) = found["calls"]
     assert call["trained"] == 5 and found["wall_seconds"] == call["seconds"] > 0
-    assert {p.name for p in Path(whole.out).iterdir() if p.is_file()} == {"bench.json", "report.html", "matrix.png"}
+    assert {p.name for p in Path(whole.out).iterdir() if p.is_file()} == {
+        ".lock",
+        "bench.json",
+        "report.html",
+        "matrix.png",
+    }
 
 
 def test_attacks_are_tried_on_the_model_that_saw_no_poison(whole: BenchSpec) -> None:
@@ -151,7 +157,7 @@ def test_a_measure_asked_for_later_costs_no_training(whole: BenchSpec, monkeypat
     assert finished_cell(cell) is None, "it lacks a measure"
     (found,) = run_bench(asked)
     assert found["utility"]["retrieval"].keys() == {"text_at_1", "text_at_5", "image_at_1", "image_at_5"}
-    assert found["utility"]["retrieval"]["image_at_5"]["n"] == 24
+    assert found["utility"]["retrieval"]["image_at_5"]["n"] == 20
     assert "Image by text, R@5" in (Path(whole.out) / "report.html").read_text()
 
 
@@ -265,6 +271,43 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr(Refuses, "begin_epoch", ToyDefense.begin_epoch)
     assert len(run_bench(asked)) == 2
     assert json.loads((tmp_path / "bench.json").read_text())["failures"] == {}
+
+
+def test_a_trial_that_failed_is_told_until_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, small_emoji: Path, tmp_path: Path
+) -> None:
+    def refuses(*_: object) -> dict[str, Any]:
+        raise UserError("disk full")
+
+    asked = bench_of(small_emoji, tmp_path, attacks=("badnets:count=9",), defenses=("clip",))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 of 3 jobs failed"):
+        patch.setattr(matrix, "try_never_poisoned", refuses)
+        run_bench(asked)
+
+    def failures() -> dict[str, str]:
+        found: dict[str, str] = json.loads((tmp_path / "bench.json").read_text())["failures"]
+        return found
+
+    failed = {"badnets:count=9 · clip · seed 0 · never poisoned": "disk full"}
+    assert failures() == failed
+    run_bench(replace(asked, reference=False))
+    assert failures() == failed, "this call had no such trial to do"
+    run_bench(asked)
+    assert failures() == {}
+
+
+def test_a_finished_cell_of_another_patch_is_refused_and_not_deleted(small_emoji: Path, tmp_path: Path) -> None:
+    patch = tmp_path / "patch.npy"
+    np.save(patch, np.zeros((3, 12, 12), np.float32))
+    asked = bench_of(
+        small_emoji, tmp_path / "out", attacks=(f"badclip:count=9,patch={patch}",), defenses=("clip",), reference=False
+    )
+    run_bench(asked)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    np.save(patch, np.ones((3, 12, 12), np.float32))
+    with pytest.raises(UserError, match=r"holds a finished run of another spec \(other files\): name another --out"):
+        run_bench(asked)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
 
 
 def test_white_box_attacks_need_nothing_but_their_names(

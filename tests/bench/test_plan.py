@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otcclip import attacks, defenses
+from otcclip.attacks import ModelSurrogate
 from otcclip.bench.matrix import jobs_of
 from otcclip.bench.plan import (
     ALIASES,
@@ -26,7 +28,8 @@ from otcclip.bench.plan import (
 )
 from otcclip.data.emoji_load import load_emoji
 from otcclip.errors import UserError
-from otcclip.specs import Spec
+from otcclip.models import create_two_tower
+from otcclip.specs import Spec, options_of, takes
 from otcclip.training.setting import start_of, surrogate_of
 
 PAIRS = 8974
@@ -99,6 +102,25 @@ def test_a_rate_sets_every_count(rate: float, pairs: int) -> None:
     assert abs(planted - max(16, rate * pairs)) <= 8.001
 
 
+@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name != "label-swap"])
+def test_what_is_planted_is_the_share_asked_for(name: str, small_emoji: Path, tmp_path: Path) -> None:
+    """Of every attack there is, but the one that takes no rate: what it plants, not what its option says."""
+    split = load_emoji(small_emoji, 64, "twemoji")
+    (text,) = at_rate(parse_group(name), 0.4, len(split.train)).attacks
+    spec = Spec.parse(text)
+    if takes(attacks.ATTACKS[name], "target"):
+        spec = spec.with_options(target="rocket")
+    if name == "badclip":
+        np.save(tmp_path / "patch.npy", np.zeros((3, 12, 12), np.float32))
+        spec = spec.with_options(patch=tmp_path / "patch.npy")
+    if name == "low-ot":
+        spec = spec.with_options(templates=2, choice=1)
+    made = attacks.make(name, **options_of("attack", attacks.ATTACKS, spec))
+    model = ModelSurrogate(create_two_tower("otcclip-tiny", seed=0))
+    (planned,) = attacks.make_plans(split.train, split.test, [made], 0, model)
+    assert len(planned.records) == round(0.4 * len(split.train)) == 48
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -109,7 +131,8 @@ def test_a_rate_sets_every_count(rate: float, pairs: int) -> None:
         ({"defenses": ("otcclip:alpha=high",)}, "defence 'otcclip': option alpha: expected a number"),
         ({"attacks": ()}, "at least one attack"),
         ({"seeds": ()}, "at least one attack, one defence and one seed"),
-        ({"seeds": (-1,)}, "--seeds -1"),
+        ({"seeds": (-1,)}, "--seeds -1: seeds are whole numbers"),
+        ({"seeds": (0, 2**32)}, "--seeds 4294967296: seeds are whole numbers"),
         ({"epochs": 0}, "--epochs 0: at least 1"),
         ({"poison_rates": (0.0,)}, "--poison-rate 0: a share"),
         ({"poison_rates": (0.6,)}, "--poison-rate 0.6: a share"),
@@ -188,9 +211,27 @@ def test_attacks_that_look_into_a_model_get_the_clean_run_of_their_seed(small_em
 
 @pytest.mark.parametrize(
     ("group", "says"),
-    [("low-ot:target=bananas", "did you mean 'banana'"), ("low-ot:count=500", "count 500 is more than")],
+    [
+        ("low-ot:target=bananas", "did you mean 'banana'"),
+        ("low-ot:count=500", "count 500 is more than"),
+        ("low-ot:count=9+low-ot:count=9", "attack 'low-ot' is named 2 times"),
+        ("low-ot:count=0", "low-ot: count must be at least 1"),
+        ("low-ot:count=9,choice=0", "low-ot: choice must be at least 1"),
+        ("low-ot:count=9+badnets:count=9,size=5", "badnets: size is"),
+        ("low-ot:count=9+targeted:images=9000", "targeted: 9000 target images asked for"),
+        ("low-ot:count=70+badnets:count=60", "badnets: count 60 is more than"),
+        ("badclip:count=9,size=9", "badclip: size is"),
+        ("badclip:count=500", "count 500 is more than"),
+        ("badclip:count=9,target=bananas", "did you mean 'banana'"),
+    ],
 )
-def test_targets_and_counts_are_checked_before_the_model_is_there(group: str, says: str, small_emoji: Path) -> None:
+def test_all_but_the_model_is_checked_before_the_model_is_there(group: str, says: str, small_emoji: Path) -> None:
     split = load_emoji(small_emoji, 64, "twemoji")
     with pytest.raises(UserError, match=says):
         check_attacks(plan(bench(attacks=(group,)), len(split.train)), split)
+
+
+def test_what_looks_into_a_model_yet_to_come_passes(small_emoji: Path) -> None:
+    split = load_emoji(small_emoji, 64, "twemoji")
+    group = "low-ot:count=20+badclip:count=20+badnets:count=20"
+    check_attacks(plan(bench(attacks=(group,)), len(split.train)), split)

@@ -71,3 +71,53 @@ def test_a_folder_that_cannot_be_written_is_one_line(model: TwoTower, tmp_path: 
     (tmp_path / "run").write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write"):
         save_open_clip(model, tmp_path / "run")
+
+
+def damaged(model: TwoTower, path: Path, kind: str) -> Path:
+    """A file at `path` that is no weights of the tiny model, or not all of them."""
+    whole = save_open_clip(model, path.parent / "whole").read_bytes()
+    if kind in ("dict", "list"):
+        torch.save({"a": 1} if kind == "dict" else [1], path)
+    elif kind == "code":
+        torch.save({"a": Path}, path)
+    else:
+        path.write_bytes({"empty": b"", "junk": b"junk of a file", "cut": whole[:5000]}[kind])
+    return path
+
+
+KINDS = [*(("w.pt", kind) for kind in ("empty", "junk", "dict", "list", "code"))]
+KINDS += [*(("w.safetensors", kind) for kind in ("empty", "junk", "cut"))]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_a_file_that_is_no_weights_is_one_line(name: str, kind: str, model: TwoTower, tmp_path: Path) -> None:
+    path = damaged(model, tmp_path / name, kind)
+    with pytest.raises(UserError) as raised:
+        create_two_tower("otcclip-tiny", str(path))
+    said = str(raised.value)
+    assert said.startswith(f"{path}: not weights of otcclip-tiny (") and "\n" not in said
+    assert len(said) < len(str(path)) + 200
+    assert "weights_only" not in said and "still be loaded" not in said, "torch's advice is to run the file"
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+def test_weights_of_another_model_are_one_line(name: str, folder: Path) -> None:
+    path = folder / "open_clip_model.safetensors"
+    with pytest.raises(UserError, match=f"not weights of {name}"):
+        create_two_tower(name, str(path))
+
+
+@pytest.mark.parametrize("pretrained", ["nosuch", "nosuch.pt", "", "."])
+def test_no_such_weights_are_one_line(pretrained: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match="neither a file nor a tag that open_clip has for otcclip-tiny"):
+        create_two_tower("otcclip-tiny", pretrained)
+    assert not caplog.records, "a line of open_clip's own would be a second one"
+
+
+@pytest.mark.parametrize("lacks", ["open_clip_model.safetensors", "local_head.safetensors"])
+def test_a_folder_that_lacks_weights_is_one_line(lacks: str, model: TwoTower, tmp_path: Path) -> None:
+    save_open_clip(model, tmp_path)
+    (tmp_path / lacks).unlink()
+    with pytest.raises(UserError, match=lacks) as raised:
+        load_two_tower(tmp_path, "otcclip-tiny")
+    assert "\n" not in str(raised.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,13 +157,39 @@ def test_a_finished_run_is_reused(spec: RunSpec, result: dict[str, Any], monkeyp
     assert run_experiment(replace(spec, threads=2)) == result, "how many threads is no part of what a run is"
 
 
-def test_a_changed_spec_starts_anew(small_emoji: Path, tmp_path: Path) -> None:
-    first = spec_of(small_emoji, tmp_path, epochs=1)
-    run_experiment(first)
+def test_what_another_spec_left_unfinished_is_begun_anew(
+    small_emoji: Path, tmp_path: Path, cut_off: Callable[[RunSpec], None]
+) -> None:
+    first = spec_of(small_emoji, tmp_path)
+    cut_off(first)
     (first.folder / "stale").write_text("of the run before")
-    second = replace(first, seed=1)
+    second = replace(first, seed=1, epochs=1)
     assert run_experiment(second)["seed"] == 1
     assert len(history_of(second.folder)) == 1 and not (second.folder / "stale").exists()
+
+
+@pytest.mark.parametrize("spec_json", ["as it was", "damaged", "gone", "older"])
+def test_a_finished_run_of_another_spec_is_never_deleted(
+    spec_json: str, spec: RunSpec, result: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(spec.folder, tmp_path / "clip")
+    path = tmp_path / "clip" / "spec.json"
+    says = {"as it was": "seed 0, not 1, epochs 2, not 1", "older": "of an older version"}
+    other = replace(spec, out=str(tmp_path), seed=1, epochs=1)
+    if spec_json == "gone":
+        path.unlink()
+    elif spec_json == "older":
+        path.write_text(json.dumps({name: value for name, value in other.identity().items() if name != "files"}))
+    elif spec_json == "damaged":
+        path.write_text("{")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(UserError) as raised:
+        run_experiment(other)
+    why = says.get(spec_json, "its spec.json cannot be read")
+    assert str(raised.value) == (
+        f"{tmp_path / 'clip'} holds a finished run of another spec ({why}): name another --out, or delete it"
+    )
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_a_folder_that_no_run_made_is_not_cleared(small_emoji: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import importlib.util
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -81,9 +83,16 @@ def test_fine_tuning_on_poisoned_coco_pairs_with_a_defence(tmp_path: Path) -> No
 
 
 def test_a_setting_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for setting in ("learning_rate=1", "epochs=many", "lr"):
+    for setting in ("learning_rate=1", "epochs=many", "lr", "limit=10", "train-data=x"):
         assert main(recipe("coco_ft").RECIPE, ["--dry-run", "--set", setting]) == 2
         assert "--set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--set", "batch-size=0"], ["--limit", "0"], ["--set", "threads=0"]])
+def test_a_dry_run_refuses_what_a_run_does(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(recipe("coco_ft").RECIPE, ["--dry-run", *arguments]) == 2
+    said = capsys.readouterr()
+    assert "0: at least 1" in said.err and said.err.count("\n") == 1 and not said.out
 
 
 def test_the_model_of_cost_is_the_stated_one() -> None:
@@ -95,3 +104,11 @@ def test_the_model_of_cost_is_the_stated_one() -> None:
     assert one.gpu_hours == pytest.approx(one.tflop * 1e12 / H100_PEAK / UTILISATION / 3600)
     assert one.memory_gib * 2**30 > 16 * one.parameters and len(CAPTION.split()) == 12
     assert one.decoded_gib == pytest.approx(3200 * 3 * 64 * 64 / 2**30)
+
+
+def test_the_benchmark_of_a_scan_says_how_it_is_called() -> None:
+    command = [sys.executable, str(RECIPES.parent / "benchmarks" / "scan.py")]
+    for arguments, code in ((["--help"], 0), ([], 2), (["dance"], 2), (["throughput"], 2)):
+        ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert ended.returncode == code and "Traceback" not in ended.stderr
+        assert "throughput" in ended.stdout + ended.stderr

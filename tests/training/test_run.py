@@ -115,6 +115,17 @@ def test_evaluate_in_clip_benchmarks_shape(run: Path, shards: Path, tmp_path: Pa
     assert last == {row["task"]: row["metrics"] for row in (classification, retrieval)}
 
 
+def test_evaluate_of_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"junk of a file")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "result.json").write_text('{"model": "otcclip-tiny"}')
+    for name, more in (("junk.pt", ["--model", "otcclip-tiny"]), ("empty.pt", ["--model", "RN50"]), ("folder", [])):
+        assert cli.main(["evaluate", str(tmp_path / name), "--data", "x.csv", *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"otcclip: {tmp_path / name}") and said.count("\n") == 1
+
+
 def test_a_run_is_neither_overwritten_nor_taken_up_by_another(run: Path, shards: Path) -> None:
     spec = spec_of(shards, run.parent)
     with pytest.raises(UserError, match=r"run holds a run: --resume latest goes on with it"):
@@ -137,13 +148,36 @@ def test_a_run_is_neither_overwritten_nor_taken_up_by_another(run: Path, shards:
         ({"grad_checkpointing": True}, "has a ResNet tower"),
         ({"max_bad": 0.01}, "1 of 26 pairs are bad"),
         ({"model": "RN51"}, "open_clip knows no such model"),
+        ({"pretrained": "nosuch"}, "nosuch: neither a file nor a tag that open_clip has for otcclip-tiny"),
         ({"device": "tpu"}, "--device 'tpu'"),
+        ({"threads": 0}, "--threads 0: at least 1"),
+        ({"seed": 99999999999999999999}, "--seed 99999999999999999999: seeds are whole numbers from 0"),
+        ({"seed": -1}, "--seed -1: seeds are"),
+        ({"val_classnames": "names.txt"}, r"--val-classnames names\.txt: says nothing without --val-data"),
     ],
 )
 def test_bad_settings_are_one_line(change: dict[str, object], message: str, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         train(spec_of(shards, tmp_path, **change))
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_validation_that_cannot_be_read_is_told_before_any_training(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(run_module.Trainer, "epochs", never)
+    validation = str(shards / "1.tar")
+    (tmp_path / "few.txt").write_text("polar bear\nbanana")
+    for change, message in (
+        ({"val_data": "nosuch.csv"}, "nosuch.csv"),
+        ({"val_data": validation, "val_classnames": "nosuch.txt"}, "nosuch.txt: cannot read"),
+        ({"val_data": validation, "val_classnames": str(tmp_path / "few.txt")}, "not among the class names"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(spec_of(shards, tmp_path / "logs", **change))
 
 
 def _train_quietly(spec: TrainSpec) -> None:

@@ -49,6 +49,8 @@ class Attack(Protocol):
     function at training and at test, leaves its input as it is, and treats each image on its own (a batch
     gives what its images give one by one). Where an attack wants a random place, it draws it from the
     image's content. With `has_trigger` False it is the identity.
+
+    A class whose `count` is not the pairs it plants says in `per_count` how many it plants for each.
     """
 
     @property

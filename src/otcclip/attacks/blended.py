@@ -17,6 +17,7 @@ from torch import Tensor
 from otcclip.attacks.backdoor import backdoor_plan
 from otcclip.attacks.base import PoisonContext, PoisonPlan, check_positive
 from otcclip.errors import UserError
+from otcclip.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Blended:
         check_positive(self.name, count=self.count, cells=self.cells)
         if not 0 <= self.alpha <= 1:
             raise UserError(f"{self.name}: alpha is a share in 0..1, got {self.alpha}")
+        check_seed(self.pattern_seed, f"{self.name}: pattern_seed")
 
     def plan(self, corpus: PoisonContext, seed: int) -> PoisonPlan:
         """See `Attack.plan`. The trial is every test image of another class than the target."""

@@ -49,6 +49,7 @@ class Multi:
     name: str = "multi"
 
     has_trigger: ClassVar[bool] = True
+    per_count: ClassVar[int] = len(TRIGGERS)
 
     def __post_init__(self) -> None:
         check_positive(self.name, count=self.count)

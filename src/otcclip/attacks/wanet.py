@@ -3,9 +3,10 @@
 Nguyen and Tran, "WaNet - Imperceptible Warping-based Backdoor Attack", ICLR 2021, arXiv 2102.10369, section 3.2: a
 k by k grid of offsets drawn uniformly from [-1, 1], divided by the mean of their absolute values, drawn bicubically to
 the image's size and scaled by s; pixels are read at the bent places (clipped to the image). Their k is 4; their s of .5
-moves a pixel by a quarter of a pixel on the mean, which suffices where the attacker runs the training himself (their
-"noise mode"). Who only plants pairs needs a field that survives augmentation: ours moves a pixel by `strength` of the
-side on the mean along each axis.
+moves the grid's points by a quarter of a pixel on the mean, which suffices where the attacker runs the training himself
+(their "noise mode"). Who only plants pairs needs a field that survives augmentation: ours moves the grid's points by
+`strength` of the side on the mean along each axis. What is drawn between the points is smaller: over all pixels the
+mean is .77 of that (for the default field, and over 200 others), and .67 as read, since nothing is read from outside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from otcclip.attacks.backdoor import backdoor_plan
 from otcclip.attacks.base import PoisonContext, PoisonPlan, check_positive
 from otcclip.errors import UserError
+from otcclip.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class WaNet:
     Attributes:
         target: class name the warp shall mean.
         count: pairs to poison.
-        strength: mean displacement along an axis over the image's side: .2 is 12.8 px at 64; 0 leaves the image.
+        strength: mean displacement along an axis at the grid's points, over the image's side; 0 leaves the image. At
+            64 px .2 moves a pixel by 9.9 px on the mean, 8.6 once the places read are clipped to the image.
         cells: the field is drawn on a grid of so many points a side.
         field_seed: draws the field; a run's seed draws the pairs.
         name: as in records and results.
@@ -48,10 +51,11 @@ class WaNet:
         check_positive(self.name, count=self.count, cells=self.cells)
         if not 0 <= self.strength <= 1:
             raise UserError(f"{self.name}: strength is a share of the image's side in 0..1, got {self.strength}")
+        check_seed(self.field_seed, f"{self.name}: field_seed")
 
     def plan(self, corpus: PoisonContext, seed: int) -> PoisonPlan:
         """See `Attack.plan`. The trial is every test image of another class than the target."""
-        words = f"warp {self.field_seed}, {self.strength:g} of the side on the mean"
+        words = f"warp {self.field_seed} of strength {self.strength:g}"
         return backdoor_plan(self, corpus, seed, pattern=words, location="whole image")
 
     def field(self, height: int, width: int) -> Tensor:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from otcclip.bench.plan import Cell
+from otcclip.bench.plan import Cell, reference_of
 from otcclip.data.atomic import write_json
 from otcclip.errors import UserError
 
@@ -19,13 +19,13 @@ SHARED = ("dataset", "target", "epochs", "model", "batch_size", "lr", "train_pai
 
 
 class MatrixLog:
-    """The matrix's `bench.json`, written at the start and after every cell, so that a kill costs one cell's seconds.
+    """The matrix's `bench.json`, written when asked to and after every cell, so that a kill costs a cell's seconds.
 
     Calls add up: groups, defences and seeds of a later call join those already there, and wall times are summed.
     """
 
     def __init__(self, out: Path, cells: Sequence[Cell], settings: Mapping[str, Any], processes: int) -> None:
-        """Raises UserError where the folder holds a matrix with other settings; nothing is written then."""
+        """Raises UserError where the folder holds a matrix with other settings. Nothing is written yet."""
         self.path = out / BENCH
         before = _read(self.path)
         for name in SHARED:
@@ -39,7 +39,8 @@ class MatrixLog:
         self._calls = list(before.get("calls", []))
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._processes, self._trained = processes, 0
-        mine = {cell.name for cell in cells}
+        # Whatever fails in this call is told anew: trials too, where this call has them.
+        mine = {cell.name for cell in cells} | {cell.trial for cell in cells if reference_of(cell, cells) is not None}
         self._failed_before = {name: why for name, why in before.get("failures", {}).items() if name not in mine}
         self._object = {
             **settings,
@@ -47,7 +48,6 @@ class MatrixLog:
             "defenses": _union(before.get("defenses", []), [cell.defense.label for cell in cells]),
             "seeds": sorted(_union(before.get("seeds", []), [cell.seed for cell in cells])),
         }
-        self.write()
 
     def trained(self) -> None:
         """One more cell is done."""

@@ -16,8 +16,18 @@ from typing import Any
 
 from otcclip import __version__
 from otcclip.bench.cell import NEVER_POISONED, finished_cell, run_cell, try_never_poisoned
+from otcclip.bench.lock import sole_bench
 from otcclip.bench.log import MatrixLog
-from otcclip.bench.plan import UNDEFENDED, BenchSpec, Cell, check_attacks, parse_defense, parse_groups, plan
+from otcclip.bench.plan import (
+    UNDEFENDED,
+    BenchSpec,
+    Cell,
+    check_attacks,
+    parse_defense,
+    parse_groups,
+    plan,
+    reference_of,
+)
 from otcclip.data.emoji import build_emoji, read_card
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.emoji_spec import EMOJI
@@ -25,7 +35,7 @@ from otcclip.errors import UserError
 from otcclip.models import open_clip_model_size
 from otcclip.progress import console
 from otcclip.report import matrix_table, write_matrix
-from otcclip.training.experiment import RunSpec, start_of
+from otcclip.training.experiment import RunSpec, check_free, start_of
 from otcclip.training.fleet import Job, cores, run_fleet
 from otcclip.training.setting import surrogate_of, total_epochs
 from otcclip.training.utility import check_measures
@@ -38,14 +48,23 @@ def run_bench(bench: BenchSpec, processes: int | None = None) -> list[dict[str, 
         The objects of the cells' `cell.json`; those that failed are left out.
 
     Raises:
-        UserError: whatever cannot be done, before any training; or, after it, a line on the cells that failed.
+        UserError: whatever cannot be done, before any training: also another call at work in the folder, and a finished
+            run there of other files; or, after it, a line on the cells that failed.
     """
     workers = cores() if processes is None else processes
     if workers < 1:
         raise UserError(f"--processes {workers}: at least 1")
-    cells, settings = prepare(bench)
+    cells, settings = prepare(bench)  # outside the lock: what is refused here leaves no folder
+    with sole_bench(Path(bench.out)):
+        return _run(bench, cells, settings, workers)
+
+
+def _run(bench: BenchSpec, cells: Sequence[Cell], settings: dict[str, Any], workers: int) -> list[dict[str, Any]]:
     jobs = jobs_of(cells)
     log = MatrixLog(Path(bench.out), cells, settings, workers)
+    for cell in cells:
+        check_free(cell.run)  # a patch or a corpus that changed since: no other cell is trained before that is said
+    log.write()
     console.print(f"{len(cells)} cells, {len(cells) - sum(finished_cell(c) is None for c in cells)} of them finished")
 
     def ended(job: Job, result: dict[str, Any] | UserError) -> None:
@@ -118,15 +137,14 @@ def jobs_of(cells: Sequence[Cell]) -> list[Job]:
     for cell in missing:
         needed = {training[one.folder] for one in _first(cell, cells) if one.folder in training} - {cell.name}
         jobs.append(Job(cell.name, partial(run_cell, cell), cell.folder, total_epochs(cell.run), tuple(sorted(needed))))
-    clean = {(cell.defense.label, cell.seed): cell for cell in cells if not cell.group.attacks}
     for cell in cells:
-        reference = clean.get((cell.defense.label, cell.seed))
-        if reference is None or not cell.group.attacks:
+        reference = reference_of(cell, cells)
+        if reference is None:
             continue
         needs = tuple(training[one.folder] for one in (reference, cell) if one.folder in training)
         if needs or not (cell.folder / NEVER_POISONED).exists():
             work = partial(try_never_poisoned, reference, cell)
-            jobs.append(Job(f"{cell.name} · never poisoned", work, cell.folder, None, needs))
+            jobs.append(Job(cell.trial, work, cell.folder, None, needs))
     return jobs
 
 

@@ -20,12 +20,13 @@ from otcclip import attacks, defenses
 from otcclip.data.emoji_load import EmojiSplit
 from otcclip.errors import UserError
 from otcclip.registry import find
+from otcclip.seeds import check_seed
 from otcclip.specs import Spec, options_of, takes
 from otcclip.training.experiment import RunSpec
 from otcclip.training.loop import TrainConfig
 from otcclip.training.setting import make_attacks, start_of, surrogate_of
 from otcclip.training.targets import give_targets
-from otcclip.training.white_box import wants_model
+from otcclip.training.white_box import plan_blindly, wants_model
 
 UNDEFENDED = "clip"
 NONE = "none"
@@ -104,6 +105,19 @@ class Cell:
     def name(self) -> str:
         return f"{self.group.label} · {self.defense.label} · seed {self.seed}"
 
+    @property
+    def trial(self) -> str:
+        """What the job is called that tries the cell's attacks on the model of `reference_of`."""
+        return f"{self.name} · never poisoned"
+
+
+def reference_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The cell without poison, of the same defence and seed, that the attacks of `cell` are to be tried on."""
+    if not cell.group.attacks:
+        return None
+    like = (one for one in cells if not one.group.attacks)
+    return next((one for one in like if (one.defense.label, one.seed) == (cell.defense.label, cell.seed)), None)
+
 
 def parse_group(text: str) -> Group:
     """`spec+spec+...`, or `none`.
@@ -145,9 +159,10 @@ def parse_defense(text: str) -> DefenseChoice:
 
 
 def at_rate(group: Group, rate: float, pairs: int) -> Group:
-    """`group` with every attack's count at a share `rate` of `pairs` training pairs, at least one pair.
+    """`group` with every attack planting a share `rate` of `pairs` training pairs, or the least it can plant.
 
-    An attack counted in copies of some images keeps its images and changes its copies.
+    An attack counted in copies of some images keeps its images and changes its copies: its least is a copy of each. One
+    with several triggers has as many pairs of each.
 
     Raises:
         UserError: a rate outside (0, 0.5], an attack whose count is set already, or one that takes none.
@@ -170,6 +185,8 @@ def _counted(spec: Spec, count: float) -> Spec:
             "images", inspect.signature(member).parameters["images"].default
         )
         count /= images
+    else:
+        count /= getattr(member, "per_count", 1)
     return spec.with_options(**{option: max(1, round(count))})
 
 
@@ -183,8 +200,8 @@ def plan(bench: BenchSpec, pairs: int) -> tuple[Cell, ...]:
         raise UserError("bench: name at least one attack, one defence and one seed")
     if bench.epochs < 1:
         raise UserError(f"--epochs {bench.epochs}: at least 1")
-    if any(seed < 0 for seed in bench.seeds):
-        raise UserError(f"--seeds {min(bench.seeds)}: seeds are whole numbers from 0")
+    for seed in bench.seeds:
+        check_seed(seed, "--seeds")
     groups = groups_of(bench, pairs)
     chosen = _with_starts([parse_defense(text) for text in (UNDEFENDED, *bench.defenses)])
     looks_in = any(wants_model(map(Spec.parse, group.attacks)) for group in groups)
@@ -256,21 +273,15 @@ def slug(label: str) -> str:
 def check_attacks(cells: Sequence[Cell], split: EmojiSplit) -> None:
     """Plan every group once, as its first seed would: what cannot be planted fails here, before any training.
 
-    A group that looks into a model which is yet to be trained is held to its targets and counts alone.
+    A group that looks into a model which is yet to be trained is planned as far as can be without it.
 
     Raises:
-        UserError: a target that is no class of the corpus, more poison than pairs, two attacks of one name.
+        UserError: an option out of range, a target that is no class of the corpus, more poison than pairs, two attacks
+            of one name.
     """
     for cell in {cell.group.label: cell for cell in reversed(cells)}.values():
-        surrogate = surrogate_of(cell.run)
-        if surrogate is None:
+        if surrogate_of(cell.run) is None:
             attacks.make_plans(split.train, split.test, make_attacks(cell.run, split), cell.seed)
-            continue
-        context, planted = attacks.PoisonContext.of(split.train, split.test), 0
-        for spec in give_targets([Spec.parse(t) for t in cell.group.attacks], split, cell.run.target, cell.seed):
-            options = options_of("attack", attacks.ATTACKS, spec)
-            if "target" in options:
-                context.require_name(spec.name, options["target"])
-            planted += options.get("count", 1)
-        if planted > len(split.train):
-            raise UserError(f"{cell.group.label}: count {planted} is more than the {len(split.train)} training pairs")
+        else:
+            specs = [Spec.parse(text) for text in cell.group.attacks]
+            plan_blindly(give_targets(specs, split, cell.run.target, cell.seed), split, cell.seed)

@@ -32,7 +32,7 @@ def evaluate(
         data: pairs, as for training.
         dataset_type: auto, webdataset, img2dataset, csv, parquet, coco, visual-genome or hf.
         model: the open_clip model; a run's folder knows its own.
-        classnames: file of class names, one a line; the pairs' labels are among them (or count them from 0).
+        classnames: file of class names, one a line; the pairs' labels are among them, or else count them from 0.
         templates: prompts around a class name: name, simple or openai.
         csv_img_key: image column of a CSV, Parquet or HF data set.
         csv_caption_key: caption column.

@@ -37,8 +37,10 @@ def poison(
     from otcclip.data import EmojiSplit, Pair, atomic_folder, load_emoji, load_store, write_shard
     from otcclip.data.png import png
     from otcclip.errors import UserError
+    from otcclip.seeds import check_seed
     from otcclip.training.setting import RunSpec, make_attacks
 
+    check_seed(seed)
     if out.exists():
         raise UserError(f"{out}: is there already; name another --out")
     if (Path(shards) / "card.json").is_file():

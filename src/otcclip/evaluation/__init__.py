@@ -1,6 +1,6 @@
 """Protocols of measurement, one a file; functions of features, knowing no model and no attack."""
 
-from otcclip.evaluation.attack_success import backdoor_success, targeted_success
+from otcclip.evaluation.attack_success import targeted_success
 from otcclip.evaluation.detection import Detection, detection
 from otcclip.evaluation.intervals import Rate, wilson
 from otcclip.evaluation.probe import Probe, halves, linear_probe
@@ -16,7 +16,6 @@ __all__ = [
     "Retrieval",
     "SwapSuccess",
     "ZeroShot",
-    "backdoor_success",
     "class_embeddings",
     "detection",
     "halves",

@@ -1,7 +1,8 @@
 """Attack success rates (METHOD section 6).
 
-An attack's plan names the test images it is judged on and what each is to be called (`attacks.Trial`); both
-rates below are the share of a trial that came true.
+An attack's plan names the test images it is judged on and what each is to be called (`attacks.Trial`: a backdoor's
+leaves out images of the target class); the rate is the share of a trial that came true. Print that of a model never
+poisoned beside it: a class may be over-predicted without any attack.
 """
 
 from __future__ import annotations
@@ -14,20 +15,6 @@ from numpy.typing import NDArray
 from otcclip.evaluation.intervals import Rate
 
 Classes = NDArray[np.int64] | Sequence[int]
-
-
-def backdoor_success(predictions: Classes, labels: Classes, target: int) -> Rate:
-    """P(top-1 = target | true class is not the target), every image under the trigger.
-
-    `predictions` and `labels`: `[n]` classes of the whole test set; images of the target class are left out
-    here. Print the rate of a model never poisoned beside it: a class may be over-predicted without any
-    attack.
-
-    Raises:
-        ValueError: lengths differ, or every image is of the target class.
-    """
-    said, true = _columns(predictions, labels)
-    return Rate.over(said[true != target] == target)
 
 
 def targeted_success(predictions: Classes, adversarial: Classes) -> Rate:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from otcclip.data.atomic import atomic_file, write_json
-from otcclip.models.two_tower import TwoTower, create_two_tower
+from otcclip.models.two_tower import TwoTower, create_two_tower, weights_of
 
 WEIGHTS, LOCAL_HEAD, CONFIG = "open_clip_model.safetensors", "local_head.safetensors", "open_clip_config.json"
 
@@ -40,10 +40,15 @@ def save_open_clip(model: TwoTower, folder: Path) -> Path:
 
 
 def load_two_tower(folder: Path, name: str) -> TwoTower:
-    """The finished model that `save_open_clip` wrote, its local head included."""
+    """The finished model that `save_open_clip` wrote, its local head included.
+
+    Raises:
+        UserError: as `create_two_tower`; or the local head is missing or damaged.
+    """
     model = create_two_tower(name, pretrained=str(folder / WEIGHTS))
     if model.local_head is not None:
-        model.local_head.load_state_dict(load_file(folder / LOCAL_HEAD))
+        with weights_of(name, folder / LOCAL_HEAD):
+            model.local_head.load_state_dict(load_file(folder / LOCAL_HEAD))
     return model
 
 

@@ -19,8 +19,10 @@ Local text vectors are the caption's real tokens through `ln_final` and the text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import open_clip
 import torch
@@ -36,6 +38,7 @@ from otcclip.models.text import TextStates, text_states
 from otcclip.transport import FeatureSets
 
 MIN_CELLS = 16
+CAUSE = 160  # characters of another library's complaint that a line of ours repeats
 
 
 @dataclass(frozen=True)
@@ -130,14 +133,36 @@ def create_two_tower(name: str, pretrained: str | None = None, *, seed: int | No
         seed: seeds the initial weights without touching the global generator.
 
     Raises:
-        UserError: open_clip knows no such model, or the tower has no local features here.
+        UserError: open_clip knows no such model, no such tag or file, the file is damaged or of another model, or the
+            tower has no local features here.
     """
     if name not in open_clip.list_models():
         raise UserError(f"model {name!r}: open_clip knows no such model; see open_clip.list_models()")
+    if pretrained is not None and not Path(pretrained).is_file() and not open_clip.get_pretrained_cfg(name, pretrained):
+        raise UserError(f"{pretrained}: neither a file nor a tag that open_clip has for {name}")
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        clip = open_clip.create_model(name, pretrained=pretrained)
+        with weights_of(name, pretrained) if pretrained is not None else nullcontext():
+            clip = open_clip.create_model(name, pretrained=pretrained)
         model = TwoTower(clip, name)
     model.to(memory_format=torch.channels_last)
     return model
+
+
+@contextmanager
+def weights_of(name: str, source: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong in reading weights of the model `name` from `source` into one line.
+
+    Raises:
+        UserError: instead of any exception, of which torch, safetensors and open_clip raise a dozen kinds.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = str(error).strip()
+        # torch's own line advises to load the file as code; whoever does not trust pairs does not trust that either.
+        line = "not plain tensors" if "weights_only" in said else said.partition("\n")[0]
+        why = f"{type(error).__name__}: {line}".removesuffix(": ")[:CAUSE]
+        what = "not weights of" if Path(source).exists() else "cannot get weights of"
+        raise UserError(f"{source}: {what} {name} ({why})") from error

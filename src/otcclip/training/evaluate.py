@@ -36,7 +36,8 @@ class EvalSpec:
 
     Attributes:
         data, dataset_type, options: as for training.
-        classnames: file of class names, one a line; without it there is no classification.
+        classnames: file of class names, one a line; without it there is no classification. A label is a class name, or
+            a number that counts them from 0; where it could be both, it is the name.
         templates: a key of `TEMPLATES`.
     """
 
@@ -54,7 +55,7 @@ def load_checkpoint(checkpoint: str, model: str | None) -> TwoTower:
     """The model of a run's folder, a checkpoint's path (with `model`) or an open_clip tag (with `model`).
 
     Raises:
-        UserError: no such checkpoint, or no model named for it.
+        UserError: no such checkpoint, no model named for it, or weights that are damaged or another model's.
     """
     folder = Path(checkpoint)
     if folder.is_dir():
@@ -65,8 +66,6 @@ def load_checkpoint(checkpoint: str, model: str | None) -> TwoTower:
         return load_two_tower(folder, name)
     if model is None:
         raise UserError(f"{checkpoint}: say which --model it is a checkpoint of")
-    if not folder.is_file() and checkpoint not in open_clip.list_pretrained_tags_by_model(model):
-        raise UserError(f"{checkpoint}: neither a file nor a tag that open_clip has for {model}")
     return create_two_tower(model, checkpoint)
 
 
@@ -76,40 +75,52 @@ def evaluate_model(model: TwoTower, spec: EvalSpec, cache: Path, pretrained: str
     The model is put back into the mode it was in.
 
     Raises:
-        UserError: the data cannot be read, or a label is no class name.
+        UserError: as `open_evaluation`.
     """
-    names = None if spec.classnames is None else _lines(Path(spec.classnames))
-    if spec.templates not in TEMPLATES:
-        raise UserError(f"--templates {spec.templates!r}: one of {', '.join(TEMPLATES)}")
-    data = open_pairs(
-        spec.data,
-        spec.dataset_type,
-        model.image_size,
-        cache,
-        options=spec.options,
-        max_bad=spec.max_bad,
-        workers=spec.workers,
-        limit=spec.limit,
-    )
+    data, names, labels = open_evaluation(spec, model.image_size, cache)
     training = model.training
     model.eval()
     try:
         image = encode_images(model, data.images).pooled
         shared = {"dataset": spec.data, "model": model.name, "pretrained": pretrained, "language": "en"}
         rows = []
-        if names is not None:
-            rows.append({**shared, **_classify(model, image, data, names, TEMPLATES[spec.templates])})
+        if names:
+            rows.append({**shared, **_classify(model, image, labels, names, TEMPLATES[spec.templates])})
         rows.append({**shared, **_retrieve(model, image, data)})
         return rows
     finally:
         model.train(training)
 
 
-def _classify(
-    model: TwoTower, image: Any, data: PairData, names: Sequence[str], templates: Sequence[str]
-) -> dict[str, Any]:
-    labels = _labels(data, names)
+def open_evaluation(
+    spec: EvalSpec, image_size: int, cache: Path
+) -> tuple[PairData, tuple[str, ...], NDArray[np.int64]]:
+    """The pairs, the class names and each pair's class; without `classnames` there are no names and no classes.
 
+    Pairs once opened are opened from `cache` the next time, so a training looks here first, before an epoch is lost.
+
+    Raises:
+        UserError: a file cannot be read, no such templates, or a label is no class name.
+    """
+    names = () if spec.classnames is None else _lines(Path(spec.classnames))
+    if spec.templates not in TEMPLATES:
+        raise UserError(f"--templates {spec.templates!r}: one of {', '.join(TEMPLATES)}")
+    data = open_pairs(
+        spec.data,
+        spec.dataset_type,
+        image_size,
+        cache,
+        options=spec.options,
+        max_bad=spec.max_bad,
+        workers=spec.workers,
+        limit=spec.limit,
+    )
+    return data, names, _labels(data, names) if names else np.zeros(0, np.int64)
+
+
+def _classify(
+    model: TwoTower, image: Any, labels: NDArray[np.int64], names: Sequence[str], templates: Sequence[str]
+) -> dict[str, Any]:
     def encode(prompts: list[str]) -> Any:
         return encode_captions(model, model.tokenize(prompts)).pooled
 
@@ -147,8 +158,9 @@ def _interval(rate: Rate) -> list[float]:
 
 
 def _labels(data: PairData, names: Sequence[str]) -> NDArray[np.int64]:
-    """Each pair's class: its label is a class name, or a number that counts them from 0."""
-    number = {name: i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}
+    """Each pair's class: its label is a class name, or else a number that counts them from 0."""
+    # Names last, so that they win: among the names 1, 2, 3 the label 1 is the first class.
+    number = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     labels = data.table.labels
     for key, label in zip(data.table.keys, labels, strict=True):
         if label is None or label not in number:

@@ -3,7 +3,8 @@
     result = run_experiment(RunSpec(corpus="corpora/emoji", out="runs/demo", defense="otcclip"))
 
 Files: docs/formats.md. A finished run of the same spec is returned as it stands; one that was cut off goes on from its
-last epoch; a folder of another spec is begun anew. A fine-tuning defence starts from another finished run (`start_of`).
+last epoch. A run of another spec is begun anew where it was cut off, and refused where it was finished. A fine-tuning
+defence starts from another finished run (`start_of`).
 """
 
 from __future__ import annotations
@@ -37,8 +38,17 @@ from otcclip.training.setting import (
 )
 from otcclip.training.writers import Writers
 
-__all__ = ["RunSpec", "clean_reference", "finished_result", "make_setting", "run_experiment", "start_of"]
+__all__ = [
+    "RunSpec",
+    "check_free",
+    "clean_reference",
+    "finished_result",
+    "make_setting",
+    "run_experiment",
+    "start_of",
+]
 
+DIFFERENCES = 4  # that a line on another spec names
 CHECKPOINT_SECONDS = 30.0  # training that a kill may cost; a checkpoint of 100 MB every epoch would cost 3 %
 
 
@@ -47,6 +57,9 @@ def run_experiment(spec: RunSpec, on_setting: Callable[[Setting], None] | None =
 
     Args:
         on_setting: shown the poisoned corpus before any training; not called where the run is finished already.
+
+    Raises:
+        UserError: what cannot be trained; or the folder holds a finished run of another spec.
     """
     torch.set_num_threads(spec.threads)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
@@ -106,10 +119,35 @@ def finished_result(spec: RunSpec) -> dict[str, Any] | None:
         return None
 
 
+def check_free(spec: RunSpec) -> None:
+    """Raises UserError where the run's folder holds a finished run of another spec: no training is deleted unasked."""
+    if _is_of(spec.folder, spec) or not (spec.folder / "result.json").exists():
+        return
+    now = spec.identity()
+    try:
+        was = dict(json.loads((spec.folder / "spec.json").read_text()))
+        other = [_differing(name, was[name], now.get(name)) for name in was if was[name] != now.get(name)]
+    except (OSError, ValueError, TypeError):
+        other = ["its spec.json cannot be read"]
+    why = ", ".join(other[:DIFFERENCES]) or "of an older version"
+    raise UserError(f"{spec.folder} holds a finished run of another spec ({why}): name another --out, or delete it")
+
+
+def _differing(name: str, was: Any, now: Any) -> str:
+    """In words; what is long is named alone."""
+    plain = isinstance(was, str | int | float) and isinstance(now, str | int | float)
+    return f"{name} {was}, not {now}" if plain else f"other {name}"
+
+
 def _claim(folder: Path, spec: RunSpec) -> None:
-    """Make the folder this spec's; what another spec's run left there is cleared."""
+    """Make the folder this spec's; what another spec's run that was cut off left there is cleared.
+
+    Raises:
+        UserError: it holds a finished run of another spec.
+    """
     if _is_of(folder, spec):
         return
+    check_free(spec)
     if (folder / "spec.json").exists():  # only a folder that a run made is ever removed
         shutil.rmtree(folder)
     write_json(folder / "spec.json", spec.identity())

@@ -16,6 +16,7 @@ from otcclip.data.decode import printable
 from otcclip.errors import UserError
 from otcclip.training.train_spec import TrainSpec
 
+OWN = ("train_data", "limit")  # what a recipe's command line takes by itself
 DECIDING = ("model", "pretrained", "defense", "batch_size", "epochs", "lr", "wd", "warmup", "precision")
 
 
@@ -58,6 +59,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     try:
         changes = _changes(arguments.set)
         spec = replace(recipe.spec, train_data=arguments.train_data, limit=arguments.limit, **changes)
+        spec.check()
         if arguments.dry_run:
             return _print(replace(recipe, spec=spec))
         from otcclip.training.run import train
@@ -90,6 +92,8 @@ def _changes(settings: Sequence[str]) -> dict[str, Any]:
         name = name.replace("-", "_")
         if not equals or name not in known:
             raise UserError(f"--set {setting!r}: expected NAME=VALUE with a setting of otcclip train")
+        if name in OWN:
+            raise UserError(f"--set {setting!r}: has an option of its own, --{name.replace('_', '-')}")
         kind = str(known[name].type)
         try:
             if not text and kind.endswith("None"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from dataclasses import asdict
 from functools import cached_property
@@ -32,7 +31,7 @@ from otcclip.models import TwoTower, create_two_tower, save_open_clip
 from otcclip.specs import Spec, options_of
 from otcclip.training.checkpoint import LAST, load_state, restore_run, save_run, write_history
 from otcclip.training.distributed import World, join, leave
-from otcclip.training.evaluate import EvalSpec, evaluate_model
+from otcclip.training.evaluate import EvalSpec, evaluate_model, open_evaluation
 from otcclip.training.loop import TrainConfig, Trainer
 from otcclip.training.pair_state import contents, put_state, state_table, write_decisions
 from otcclip.training.speed import checkpoint_activations, compile_towers
@@ -46,7 +45,7 @@ def train(spec: TrainSpec) -> dict[str, Any]:
     Raises:
         UserError: whatever the user can mend, in one line; checkpoints already written stay whole.
     """
-    _check(spec)
+    spec.check()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that a model to be trained has no weights yet
@@ -57,14 +56,6 @@ def train(spec: TrainSpec) -> dict[str, Any]:
         leave()
 
 
-def _check(spec: TrainSpec) -> None:
-    for name in ("batch_size", "accum_freq", "epochs", "val_frequency"):
-        if getattr(spec, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(spec, name)}: at least 1")
-    if not (spec.lr > 0 and spec.wd >= 0 and math.isfinite(spec.lr)) or (spec.warmup or 0) < 0 or spec.workers < 0:
-        raise UserError("--lr must be positive; --wd, --warmup and --workers 0 or more")
-
-
 class _Run:
     def __init__(self, spec: TrainSpec, world: World) -> None:
         self.spec, self.world, self.folder = spec, world, spec.folder
@@ -72,6 +63,8 @@ class _Run:
         self.model = create_two_tower(spec.model, spec.pretrained, seed=spec.seed).to(world.device)
         if spec.grad_checkpointing:
             checkpoint_activations(self.model)
+        if world.is_first and (asked := self._validation()) is not None:
+            open_evaluation(asked, self.model.image_size, self._cache)  # or a misspelt name costs the first epoch
         self.data = self._open(spec.train_data)
         if spec.manifest is not None:
             self.data = self.data.under(read_manifest(spec.manifest))
@@ -130,7 +123,7 @@ class _Run:
                 source,
                 self.spec.dataset_type,
                 self.model.image_size,
-                Path(self.spec.logs) / ".pairs",
+                self._cache,
                 options=read_options(self.spec),
                 max_bad=self.spec.max_bad,
                 workers=self.spec.workers,
@@ -169,6 +162,10 @@ class _Run:
         return state_table(self.folder / "pairs.state", self.pairs)
 
     @property
+    def _cache(self) -> Path:
+        return Path(self.spec.logs) / ".pairs"
+
+    @property
     def _resumed(self) -> Path:
         """The checkpoint that `--resume` means."""
         return self.folder / LAST if self.spec.resume in (None, "latest") else Path(self.spec.resume)
@@ -201,13 +198,18 @@ class _Run:
         return round(visited / max(self.trainer.seconds - before, 1e-9), 1)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        spec = self.spec
-        last = epoch == self.trainer.total_epochs - 1
-        if spec.val_data is None or not (last or epoch % spec.val_frequency == spec.val_frequency - 1):
+        asked, every = self._validation(), self.spec.val_frequency
+        if asked is None or not (epoch == self.trainer.total_epochs - 1 or epoch % every == every - 1):
             return {}
-        asked = EvalSpec(spec.val_data, spec.dataset_type, spec.val_classnames, read_options(spec), spec.workers)
-        rows = evaluate_model(self.model, asked, Path(spec.logs) / ".pairs", str(self.folder))
+        rows = evaluate_model(self.model, asked, self._cache, str(self.folder))
         return {"eval": {row["task"]: row["metrics"] for row in rows}}
+
+    def _validation(self) -> EvalSpec | None:
+        """What is evaluated on while it trains; None for nothing."""
+        spec = self.spec
+        if spec.val_data is None:
+            return None
+        return EvalSpec(spec.val_data, spec.dataset_type, spec.val_classnames, read_options(spec), spec.workers)
 
     def _finish(self) -> dict[str, Any]:
         self.model.eval()

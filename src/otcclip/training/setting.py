@@ -16,6 +16,7 @@ from otcclip.data.pairs import PairStore
 from otcclip.defenses import DEFENSES, Defense
 from otcclip.defenses.base import FineTuner
 from otcclip.errors import UserError
+from otcclip.seeds import check_seed
 from otcclip.specs import Spec, options_of
 from otcclip.training.loop import TrainConfig
 from otcclip.training.targets import give_targets
@@ -37,6 +38,9 @@ class RunSpec:
         start: the finished run that a fine-tuning defence starts from; this one under the defence it names by default.
         trusted_share: honest pairs that are handed to a fine-tuning defence as trusted, as a share of all; others
             never learn of any.
+
+    Raises:
+        UserError: a seed out of range (`otcclip.seeds`).
     """
 
     corpus: str
@@ -57,6 +61,9 @@ class RunSpec:
     start: RunSpec | None = None
     trusted_share: float = 0.05
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     @property
     def folder(self) -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from otcclip import __version__
+from otcclip.errors import UserError
+from otcclip.seeds import check_seed
 
 # What may differ between a run and the one that takes it up again: where it reads and writes, how fast it goes, who
 # watches. The pairs themselves must agree (`pair_state.contents`), wherever they lie and however they are sharded.
@@ -98,6 +101,18 @@ class TrainSpec:
     def folder(self) -> Path:
         chosen = self.name or f"{self.model}-{self.defense}"
         return Path(self.logs) / chosen.replace("/", "-")
+
+    def check(self) -> None:
+        """Raises UserError for a number out of range, or class names without pairs to classify."""
+        for name in ("batch_size", "accum_freq", "epochs", "val_frequency", "threads", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: at least 1")
+        if not (self.lr > 0 and self.wd >= 0 and math.isfinite(self.lr)) or (self.warmup or 0) < 0 or self.workers < 0:
+            raise UserError("--lr must be positive; --wd, --warmup and --workers 0 or more")
+        check_seed(self.seed)
+        if self.val_classnames is not None and self.val_data is None:
+            raise UserError(f"--val-classnames {self.val_classnames}: says nothing without --val-data")
 
     def global_batch(self, processes: int) -> int:
         """Pairs of a step."""

@@ -7,13 +7,16 @@ is then a finished run: the same attack is the same in every folder.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from otcclip import attacks
-from otcclip.attacks import PoisonContext
+from otcclip.attacks import Attack, PoisonContext
 from otcclip.attacks.surrogate import Surrogate
 from otcclip.data.emoji_load import EmojiSplit
 from otcclip.models.checkpoint import WEIGHTS
@@ -65,3 +68,26 @@ def with_patch(spec: Spec, split: EmojiSplit, surrogate: Surrogate | None, folde
         size = {name: given[name] for name in ("size",) if name in given}
         find("attack", attacks.ATTACKS, spec.name).optimise(given["target"], context, path, seed=seed, **size)
     return spec.with_options(patch=path)
+
+
+def plan_blindly(specs: Sequence[Spec], split: EmojiSplit, seed: int) -> None:
+    """Plan attacks whose model is yet to be trained, as far as can be without it; nothing is kept.
+
+    All are made, so that every option is looked at. A patch is stood in for by a grey one, and an attack whose plan
+    asks the model by a plain backdoor of its target, count and name, which takes as many pairs from the same classes.
+
+    Raises:
+        UserError: an option out of range, two attacks of one name, a target that is no class, more poison than pairs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        patch = Path(folder) / "patch.npy"
+        np.save(patch, np.full((3, 1, 1), 0.5, np.float32))
+        made: list[Attack] = []
+        for spec in specs:
+            ready = spec.with_options(patch=patch) if _wants(spec, "patch") else spec
+            attack = attacks.make(ready.name, **options_of("attack", attacks.ATTACKS, ready))
+            if _wants(spec, "surrogate"):
+                options = {name: getattr(attack, name) for name in ("target", "count", "name")}
+                attack = attacks.make("badnets", **options)
+            made.append(attack)
+        attacks.make_plans(split.train, split.test, made, seed)
