@@ -90,7 +90,7 @@ class OTCClip:
         local_share: float = 0.5,
         warmup_epochs: int = 0,
     ) -> None:
-        shares, weights = (alpha, confident, unlikely, local_share), (lambda_ot, lambda_view)
+        shares, weights = (confident, local_share), (unlikely, lambda_ot, lambda_view)
         if not (
             0 < alpha < 1
             and all(0 <= share <= 1 for share in shares)
@@ -99,8 +99,8 @@ class OTCClip:
             and warmup_epochs >= 0
         ):
             raise UserError(
-                "otcclip: alpha is in (0, 1), confident, unlikely and local_share are in 0..1, weights 0 or more, "
-                "first_refresh and refresh 1 or more, warmup_epochs 0 or more; got "
+                "otcclip: alpha is in (0, 1), confident and local_share are in 0..1, weights and unlikely 0 or more "
+                "(above 1: nobody), first_refresh and refresh 1 or more, warmup_epochs 0 or more; got "
                 f"alpha={alpha}, confident={confident}, unlikely={unlikely}, local_share={local_share}, "
                 f"lambda_ot={lambda_ot}, lambda_view={lambda_view}, first_refresh={first_refresh}, refresh={refresh}, "
                 f"warmup_epochs={warmup_epochs}"
