@@ -1,8 +1,8 @@
 """The first pass: a unit's features on disk, so that the second can compare any pair with any other.
 
 A unit leaves two files in `features/`: `NAME.safetensors` (vectors in half precision and the images made small,
-memory-mapped when read) and `NAME.parquet` (key, caption, sha256, phash), written last: where it is, the unit is done.
-Bad pairs go to `skipped/`.
+memory-mapped when read) and `NAME.parquet` (`SCHEMA`), written last: where it is, the unit is done. Bad pairs go to
+`skipped/`.
 """
 
 from __future__ import annotations

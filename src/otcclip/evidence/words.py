@@ -24,6 +24,7 @@ from torch import Tensor
 
 from otcclip.evidence.captions import token_marginals
 
+# Both chosen with counts of one corpus's mixed captions in view (docs/experiments.md, E14): no evidence for themselves.
 USUAL = 0.99  # quantile over words of how many pairs use one unheard
 SAYS_MUCH = 0.1  # share of its caption's mass (inverse document frequency) from which a word is looked at
 NONE = -1
