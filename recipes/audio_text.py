@@ -14,6 +14,7 @@ default level keeps no poison and next to nothing else, and at a laxer one lets 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from otcclip import defenses
+from otcclip.cli import guarded
 from otcclip.data.debian import unpack
 from otcclip.data.sounds import RATE, caption_of, load_wav, spectrogram
 from otcclip.defenses.base import KEEP, TrainingPairs
@@ -106,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -10,11 +10,13 @@ of other classes that the surrogate itself calls the target, without and with th
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 import torch
 
 from otcclip.attacks import BadCLIP, PoisonContext, apply_trigger, load_surrogate
+from otcclip.cli import guarded
 from otcclip.data.emoji_load import load_emoji
 
 
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

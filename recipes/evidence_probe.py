@@ -13,6 +13,7 @@ four triggers alone, 460 pairs each (5 % of the corpus).
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from otcclip import attacks
 from otcclip.attacks import Attack, make
+from otcclip.cli import guarded
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.pairs import PairStore
 from otcclip.defenses import OTCClip
@@ -119,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

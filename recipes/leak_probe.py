@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from otcclip.cli import guarded
 from otcclip.defenses.base import KEEP, TrainingPairs
 from otcclip.defenses.otcclip import OTCClip
 from otcclip.evidence.belief import Belief
@@ -70,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -41,8 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if " ".join(arguments[:2]) in COMMANDS:
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
+    return guarded(
+        lambda: app.cli(
+            prog="otcclip", description="Train CLIP on image-caption pairs you do not trust.", args=arguments
+        )
+    )
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Run what a user asked for; returns the exit code: 2 and one line where it is his to mend."""
     try:
-        app.cli(prog="otcclip", description="Train CLIP on image-caption pairs you do not trust.", args=arguments)
+        action()
     except UserError as error:
         print(f"otcclip: {error}", file=sys.stderr)
         return 2
