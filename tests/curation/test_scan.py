@@ -22,7 +22,7 @@ from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation import scan as scan_module
 from otcclip.curation import score as score_module
 from otcclip.data import Pair, write_shard
-from otcclip.data.decode import decode_image
+from otcclip.data.decode import Limits, decode_image
 from otcclip.detectors import claims
 from otcclip.errors import UserError
 
@@ -242,6 +242,18 @@ def test_the_gallery_shows_each_pairs_own_image(scan: Scan, pairs: list[Pair]) -
     for row in shown:
         small = np.asarray(Image.open(io.BytesIO(row["image"])))
         assert np.array_equal(small, decode_image(own[row["key"]], small.shape[0]))
+
+
+def test_a_sliver_too_wide_for_the_page_is_listed_without_a_picture(
+    pairs: list[Pair], encoder: Any, tmp_path: Path
+) -> None:
+    """Within the cap at the encoder's 64 pixels, beyond it at the page's 96."""
+    sliver = io.BytesIO()
+    Image.new("RGB", (150, 1), "red").save(sliver, "PNG")
+    write_shard(tmp_path / "a.tar", [replace(pairs[0], image=sliver.getvalue()), *pairs[1:60]])
+    found = Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out", ScanOptions(limits=Limits(pixels=10_000)))
+    shown = pq.read_table(found.folder / "gallery.parquet", columns=["key"])["key"].to_pylist()
+    assert shown and pairs[0].key not in shown and pairs[0].key in [row["key"] for row in found.rows(["key"])]
 
 
 def test_a_shard_that_changes_while_it_is_scanned_is_one_line(pairs: list[Pair], encoder: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from otcclip.curation.measure import measure
 from otcclip.curation.score import Census, column, row_schema, rows_path
 from otcclip.curation.units import INDEX_SKIPPED, Unit
 from otcclip.data.atomic import atomic_file, write_json
-from otcclip.data.decode import DEFAULT_LIMITS, Limits
+from otcclip.data.decode import Limits
 from otcclip.data.shards import Skipped
 from otcclip.data.store import check_bad, write_skipped
 from otcclip.detectors import Detector, PairFeatures
@@ -61,7 +61,7 @@ def finish(
     reasons: Mapping[str, int],
     poison: Path | str | None,
     reference: PairFeatures | None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits,
 ) -> None:
     """Write `scan.parquet`, `gallery.parquet` and `summary.json`, in this order; the summary says that it is finished.
 

@@ -22,7 +22,7 @@ from otcclip.attacks.records import read_records
 from otcclip.curation.encode import unit_features, unit_table
 from otcclip.curation.units import Unit
 from otcclip.data.atomic import atomic_file
-from otcclip.data.decode import DEFAULT_LIMITS, Box, Limits, decode_image
+from otcclip.data.decode import BadPair, Box, Limits, decode_image
 from otcclip.data.png import png
 from otcclip.detectors import PairFeatures
 from otcclip.detectors.views import grid_side
@@ -48,7 +48,7 @@ def write_gallery(
     columns: Sequence[str],
     reference: PairFeatures | None,
     poison: Path | None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits,
 ) -> None:
     """Choose the pairs, read their images again, and write the file; `reference` where plans can be drawn.
 
@@ -66,8 +66,11 @@ def write_gallery(
             rows: list[dict[str, Any]] = []
             for key, data, box in _images(unit, folder, wanted, limits):
                 own, best = heats.get(key, (None, None))
-                # It was decoded before, at another size: nothing can be wrong with it now.
-                values = (key, png(decode_image(data, SHOWN, limits, box)), own, best, attack.get(key))
+                try:
+                    image = decode_image(data, SHOWN, limits, box)
+                except BadPair:  # a sliver that the encoder's size was small enough for: it is listed without a picture
+                    continue
+                values = (key, png(image), own, best, attack.get(key))
                 rows.append(dict(zip(SCHEMA.names, values, strict=True)))
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 

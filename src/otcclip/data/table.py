@@ -146,7 +146,7 @@ class PairTable:
         return PairTable, (self._columns, self.files)
 
 
-# A scan opens an index for every image that it shows; a million file names take a quarter of a second to read.
+# A scan opens its index for every unit, twice and again for its page; a million file names take a quarter of a second.
 @lru_cache(maxsize=4)
 def _opened(path: Path, device: int, inode: int, size: int, changed: int) -> PairTable:
     del device, inode, size, changed  # another file under the same name is another table
