@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from otcclip.curation.trusted import load_image_tower, load_sentence_encoder
@@ -124,14 +123,9 @@ def clip_encoder(model: str, pretrained: str | None) -> ClipEncoder:
         raise UserError(f"--pretrained {path}: no {WEIGHTS} in this folder")
     if path.suffix in (".pt", ".pth", ".bin", ".safetensors") and not path.is_file():
         raise UserError(f"--pretrained {path}: no such file")
-    try:
-        if folder is not None and (folder / LOCAL_HEAD).is_file():
-            return ClipEncoder(load_two_tower(folder, model))
-        tower = create_two_tower(model, pretrained=str(folder / WEIGHTS) if folder is not None else pretrained)
-    except (RuntimeError, OSError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"--pretrained {pretrained}: not weights of {model} ({str(error).splitlines()[0][:160]})"
-        ) from None
+    if folder is not None and (folder / LOCAL_HEAD).is_file():
+        return ClipEncoder(load_two_tower(folder, model))
+    tower = create_two_tower(model, pretrained=str(folder / WEIGHTS) if folder is not None else pretrained)
     return ClipEncoder(tower, local=tower.local_head is None)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from otcclip import __version__
+from otcclip.data.digest import file_digest
 from otcclip.errors import UserError
 from otcclip.seeds import check_seed
 
@@ -121,13 +121,5 @@ class TrainSpec:
     def identity(self, processes: int) -> dict[str, Any]:
         """What must agree for a checkpoint to be taken up again."""
         spec = {name: value for name, value in asdict(self).items() if name not in FREE}
-        contents = {name: _digest(path) for name in ("manifest", "trusted") if (path := getattr(self, name))}
+        contents = {name: file_digest(path) for name in ("manifest", "trusted") if (path := getattr(self, name))}
         return {**spec, **contents, "global_batch": self.global_batch(processes), "version": __version__}
-
-
-def _digest(path: str) -> str:
-    """Of a small file that decides what is trained on; a missing one is reported by whoever reads it."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
-        return "missing"

@@ -6,11 +6,9 @@ is then a finished run: the same attack is the same in every folder.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from otcclip import attacks
 from otcclip.attacks import Attack, PoisonContext
 from otcclip.attacks.surrogate import Surrogate
+from otcclip.data.digest import file_digest
 from otcclip.data.emoji_load import EmojiSplit
 from otcclip.models.checkpoint import WEIGHTS
 from otcclip.registry import find
@@ -34,23 +33,14 @@ def _wants(spec: Spec, option: str) -> bool:
 
 
 def file_digests(specs: Iterable[Spec]) -> dict[str, str]:
-    """Of what the attacks' own files hold, by option: a patch, or the weights of a run that is looked into.
-
-    `missing` where there is none; whoever reads it says so.
-    """
+    """Of what the attacks' own files hold, by option: a patch, or the weights of a run that is looked into."""
     out = {}
     for spec in specs:
         given = options_of("attack", attacks.ATTACKS, spec)
         for option, inside in (("patch", "."), ("surrogate", WEIGHTS)):
             if given.get(option):
-                path = Path(given[option]) / inside
-                out[f"{spec.name} {option}"] = _digest(path, path.stat().st_mtime_ns) if path.is_file() else "missing"
+                out[f"{spec.name} {option}"] = file_digest(Path(given[option]) / inside)
     return out
-
-
-@lru_cache(maxsize=16)
-def _digest(path: Path, version: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
 
 
 def with_patch(spec: Spec, split: EmojiSplit, surrogate: Surrogate | None, folder: Path | None, seed: int) -> Spec:
