@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from otcclip.evidence.descriptors import GRID, View, descriptors, views
+from otcclip.evidence.descriptors import BINS, GRID, View, _orientations, descriptors, views
 
 CELL = 64 // GRID
 
@@ -113,3 +114,21 @@ def test_chunks_do_not_matter(pictures: Tensor) -> None:
     assert whole.keys() == cut.keys()
     for name in whole:
         torch.testing.assert_close(cut[name].float(), whole[name].float(), atol=1e-2, rtol=0)
+
+
+def test_orientations_are_those_of_the_arctangent() -> None:
+    """Against the definition, pixel by pixel in float64; lines along the axes and the diagonals among them."""
+    rng = np.random.default_rng(0)
+    luma = rng.random((3, 12, 20)).astype(np.float32)
+    luma[1] = np.arange(20, dtype=np.float32) / 20  # all gradients along x
+    luma[2] = (np.arange(12)[:, None] - np.arange(20) % 7) / np.float32(20)  # diagonal, falling and rising
+    expected = np.zeros((3, BINS, 2, 2))
+    for i, picture in enumerate(luma.astype(np.float64)):
+        padded = np.pad(picture, 1, mode="edge")
+        gx, gy = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
+        angle, energy = np.arctan2(gy, gx) * BINS / np.pi, np.hypot(gx, gy) / (6 * 10)
+        low = np.floor(angle)
+        for y, x in np.ndindex(12, 20):
+            for step, share in ((0, 1 - (angle - low)[y, x]), (1, (angle - low)[y, x])):
+                expected[i, int(low[y, x] + step) % BINS, y // 6, x // 10] += energy[y, x] * share
+    np.testing.assert_allclose(_orientations(luma, 2, BINS), expected, atol=3e-5)

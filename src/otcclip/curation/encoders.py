@@ -20,6 +20,7 @@ from otcclip.errors import UserError
 from otcclip.models import Features, TwoTower, create_two_tower, load_two_tower
 from otcclip.models.checkpoint import LOCAL_HEAD, WEIGHTS
 from otcclip.models.encode import encode_captions, encode_images
+from otcclip.models.fold import folded
 from otcclip.transport import FeatureSets
 
 BATCH = 64
@@ -54,7 +55,8 @@ class ClipEncoder:
     """An open_clip model."""
 
     def __init__(self, model: TwoTower, *, local: bool = True) -> None:
-        self.model = model.eval()
+        self._weights = digest(model)
+        self.model = folded(model)
         self.name, self.image_size, self.joint, self.local = model.name, model.image_size, True, local
 
     def images(self, images: Tensor) -> Features:
@@ -64,7 +66,7 @@ class ClipEncoder:
         return encode_captions(self.model, self.model.tokenize(captions))
 
     def identity(self) -> dict[str, str]:
-        return {"model": self.name, "weights": digest(self.model)}
+        return {"model": self.name, "weights": self._weights}
 
 
 class TrustedEncoder:
@@ -73,7 +75,8 @@ class TrustedEncoder:
     joint = local = False
 
     def __init__(self, image: nn.Module, text: nn.Module, name: str, source_size: int) -> None:
-        self.image, self.text, self.name, self.image_size = image, text, name, source_size
+        self._weights = f"{digest(image)} {digest(text)}"
+        self.image, self.text, self.name, self.image_size = folded(image), text, name, source_size
         self._projection: Tensor | None = None
 
     @torch.no_grad()
@@ -101,7 +104,7 @@ class TrustedEncoder:
         return Features(torch.cat([part[0] for part in parts])[back], local.take(back))
 
     def identity(self) -> dict[str, str]:
-        return {"model": self.name, "weights": f"{digest(self.image)} {digest(self.text)}"}
+        return {"model": self.name, "weights": self._weights}
 
 
 def clip_encoder(model: str, pretrained: str | None) -> ClipEncoder:

@@ -53,6 +53,7 @@ from otcclip.evidence.matching import own_share
 from otcclip.evidence.trust import family
 from otcclip.evidence.views import JUDGING_VIEWS
 from otcclip.models.encode import encode_captions, encode_images
+from otcclip.models.fold import folded
 from otcclip.models.two_tower import Features, TwoTower
 
 MIN_TRUSTED = 2
@@ -152,10 +153,11 @@ class OTCClip:
             return
         own = pairs.caption_of[outside]
         text = encode_captions(model, pairs.tokens)
+        judge = folded(model)
         log_share = torch.zeros(len(outside))
         log_odds = torch.zeros(len(outside), len(text.pooled))
         for view in JUDGING_VIEWS:
-            image = encode_images(model, pairs.images, view, rows=outside)
+            image = encode_images(judge, pairs.images, view, rows=outside)
             log_share += own_share(image, text, own, local_share=self.local_share).log()
             log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
         # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.

@@ -138,11 +138,12 @@ def _orientations(luma: NDArray[np.float32], grid: int, bins: int) -> NDArray[np
     """
     n, height, width = luma.shape
     out = np.zeros((n, bins, grid, grid), np.float32)
+    columns = np.arange(width) * grid // width
     size = np.zeros((grid, grid), np.float32)
     for y in range(height):
-        for x in range(width):
-            size[y * grid // height, x * grid // width] += 1
-    per_radian = np.float32(bins / math.pi)
+        for column in columns:
+            size[y * grid // height, column] += 1
+    per_half_turn = np.float32(bins)
     for i in range(n):
         for y in range(height):
             above, below = max(y - 1, 0), min(y + 1, height - 1)
@@ -152,11 +153,30 @@ def _orientations(luma: NDArray[np.float32], grid: int, bins: int) -> NDArray[np
                 gy = luma[i, below, x] - luma[i, above, x]
                 if gx == 0 and gy == 0:
                     continue
-                angle = np.arctan2(gy, gx) * per_radian  # -bins..bins; a line has no direction: half a turn is none
-                low = math.floor(angle)
-                column = x * grid // width
+                angle = _half_turns(gx, gy) * per_half_turn
+                low = min(int(angle), bins - 1)
+                following = low + 1 if low + 1 < bins else 0
+                column = columns[x]
                 energy = np.sqrt(gx * gx + gy * gy) / size[row, column]
-                share = np.float32(angle - low)
-                out[i, low % bins, row, column] += energy * (1 - share)
-                out[i, (low + 1) % bins, row, column] += energy * share
+                share = angle - np.float32(low)
+                out[i, low, row, column] += energy * (np.float32(1) - share)
+                out[i, following, row, column] += energy * share
     return out
+
+
+# atan(t) / pi on 0..1 as an odd polynomial, the largest error made least (to 4e-6 half turns, some 1e-5 radians): a
+# library's arctangent was two thirds of the loop.
+_ATAN = tuple(np.float32(c / math.pi) for c in (0.99986633, -0.33030475, 0.18015914, -0.08515611, 0.02084499))
+
+
+@njit(cache=True, inline="always")
+def _half_turns(x: np.float32, y: np.float32) -> np.float32:  # pragma: no cover
+    """Direction of the line along `(x, y)` in half turns, 0..1: a line has no sign."""
+    steep = abs(y) > abs(x)
+    t = abs(x) / abs(y) if steep else abs(y) / abs(x)
+    square = t * t
+    a, b, c, d, e = _ATAN
+    out = t * (a + square * (b + square * (c + square * (d + square * e))))
+    if steep:
+        out = np.float32(0.5) - out
+    return np.float32(1) - out if (x < 0) != (y < 0) else out

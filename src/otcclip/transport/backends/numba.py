@@ -23,10 +23,10 @@ from torch import Tensor
 
 from otcclip.transport.backends import torch as portable
 from otcclip.transport.backends.base import STABLE_BELOW, Problem, Settings, Solved
+from otcclip.transport.backends.gemms import Each, Gemms, Ints, Together
 from otcclip.transport.backends.pairs import half_step_pairs, pull_pairs, solve_pairs
 from otcclip.transport.backends.simd import LANES
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 # Scores a tile: 1 MB, a core's L2 cache.
@@ -54,14 +54,12 @@ class _Tile:
     """Some pairs, and where everything of each is.
 
     Attributes:
-        gemms: (rows of x, rows of y within `y_rows`) of each GEMM; their scores follow one another, y by x.
-        y_rows: the rows of y that the tile needs.
+        gemms: how its scores are made; where they lie is theirs to say.
         where: of each pair the first score, the scores' row stride, p, t, and where its a, b, f and g begin.
         place: where the answers go.
     """
 
-    gemms: list[tuple[slice, slice]]
-    y_rows: slice | Tensor
+    gemms: Gemms
     where: tuple[Ints, ...]
     place: Any
 
@@ -82,7 +80,7 @@ def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> 
     stable = how.epsilon < STABLE_BELOW
     options = (how.epsilon, how.iterations, how.tolerance or 0.0, stable, how.sharp, keep)
     for tile in _tiles(problem):
-        s = _scores(x, y[tile.y_rows], tile, how)
+        s = tile.gemms.scores(x, y, how.gemm_dtype)
         n = len(tile.where[0])
         out = np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n, np.float32)
         scratch = 2 * (int(tile.where[2].max()) + LANES) * (int(tile.where[3].max()) + LANES)
@@ -106,8 +104,7 @@ def pull(
     grad_x, grad_y = (torch.zeros_like(v) if needed else None for v, needed in zip((x, y), need, strict=True))
     shares = problem.a.numpy(), problem.b.numpy()
     for tile in _tiles(problem):
-        y_tile = y[tile.y_rows]
-        s = _scores(x, y_tile, tile, how)
+        s = tile.gemms.scores(x, y, how.gemm_dtype)
         upstream = grad[tile.place].reshape(-1).contiguous().numpy()
 
         def work(part: slice, tile: _Tile = tile, s: Tensor = s, upstream: Floats = upstream) -> None:
@@ -115,17 +112,7 @@ def pull(
             pull_pairs(s.numpy(), tile.part(part), shares, how.epsilon, potentials, upstream[part])
 
         _spread(work, len(tile.where[0]))
-        into_y = None if grad_y is None else torch.empty_like(y_tile)
-        for (x_rows, y_rows), pulled in zip(tile.gemms, _views(s, tile), strict=True):
-            if grad_x is not None:
-                grad_x[x_rows] += _mm(pulled.T, y_tile[y_rows], how)
-            if into_y is not None:
-                into_y[y_rows] = _mm(pulled, x[x_rows], how)
-        if grad_y is not None and into_y is not None:
-            if isinstance(tile.y_rows, slice):
-                grad_y[tile.y_rows] += into_y
-            else:
-                grad_y.index_add_(0, tile.y_rows, into_y)
+        tile.gemms.pull(s, x, y, (grad_x, grad_y), how.gemm_dtype)
     return grad_x, grad_y
 
 
@@ -136,7 +123,7 @@ def half_step(x: Tensor, y: Tensor, problem: Problem, how: Settings) -> Tensor:
     value = torch.empty(problem.shape)
     shares = problem.a.numpy(), problem.b.numpy()
     for tile in _tiles(problem):
-        s = _scores(x, y[tile.y_rows], tile, how)
+        s = tile.gemms.scores(x, y, how.gemm_dtype)
         out = np.empty(len(tile.where[0]), np.float32)
 
         def work(part: slice, tile: _Tile = tile, s: Tensor = s, out: Floats = out) -> None:
@@ -157,34 +144,6 @@ def _only_portable(problem: Problem, how: Settings, keep: bool) -> bool:
     rows, columns = problem.pairs
     area = (problem.x.sizes[rows] * problem.y.sizes[columns]).double().mean()
     return bool(area < _TINY) and len(rows.unique()) > len(rows) / 2
-
-
-def _mm(left: Tensor, right: Tensor, how: Settings) -> Tensor:
-    if how.gemm_dtype is None:
-        return left @ right
-    return (left.to(how.gemm_dtype) @ right.to(how.gemm_dtype)).to(left.dtype)
-
-
-def _views(s: Tensor, tile: _Tile) -> Iterator[Tensor]:
-    """Each GEMM's scores in the flat tile, `[rows of y, rows of x]`."""
-    start = 0
-    for x_rows, y_rows in tile.gemms:
-        p, t = x_rows.stop - x_rows.start, y_rows.stop - y_rows.start
-        yield s[start : start + p * t].view(t, p)
-        start += p * t
-
-
-def _scores(x: Tensor, y_tile: Tensor, tile: _Tile, how: Settings) -> Tensor:
-    """Sᵀ of every GEMM, flat, with the finite floats past the end that the kernels may read."""
-    total = sum((i.stop - i.start) * (j.stop - j.start) for i, j in tile.gemms)
-    s = torch.empty(total + LANES)
-    s[total:] = 0
-    for (x_rows, y_rows), view in zip(tile.gemms, _views(s, tile), strict=True):
-        if how.gemm_dtype is None:
-            torch.mm(y_tile[y_rows], x[x_rows].T, out=view)
-        else:
-            view.copy_(y_tile[y_rows].to(how.gemm_dtype) @ x[x_rows].to(how.gemm_dtype).T)
-    return s
 
 
 def _potentials(problem: Problem) -> tuple[int, int]:
@@ -212,8 +171,10 @@ def _grid(problem: Problem) -> Iterator[_Tile]:
             t, k = np.diff(yo[j : j_end + 1]), (i_end - i) * (j_end - j)
             x_at, y_at = np.repeat(xo[i:i_end], j_end - j), np.tile(yo[j:j_end], i_end - i)
             yield _Tile(
-                [(slice(int(xo[i]), int(xo[i_end])), slice(0, int(yo[j_end] - yo[j])))],
-                slice(int(yo[j]), int(yo[j_end])),
+                Each(
+                    [(slice(int(xo[i]), int(xo[i_end])), slice(0, int(yo[j_end] - yo[j])))],
+                    slice(int(yo[j]), int(yo[j_end])),
+                ),
                 where=(
                     (y_at - yo[j]) * width + (x_at - xo[i]),
                     np.full(k, width),
@@ -241,21 +202,30 @@ def _listed(problem: Problem, rows: Tensor, columns: Tensor) -> Iterator[_Tile]:
     while start < len(i):
         stop = max(start + 1, int(np.searchsorted(g_at + t, g_at[start] + GATHERED, side="right")))
         cut = slice(start, stop)
-        new = np.flatnonzero(np.diff(i[cut], prepend=-1))  # where a set of x begins
-        local = g_at[cut] - g_at[start]
-        begins, ends = local[new], np.append(local[new[1:]], local[-1] + t[stop - 1])
-        sets = i[cut][new]
-        parts = zip(xo[sets].tolist(), xo[sets + 1].tolist(), begins.tolist(), ends.tolist(), strict=True)
-        gemms = [(slice(low, high), slice(begin, end)) for low, high, begin, end in parts]
-        # Scores before this pair: those of earlier sets of x, then those of earlier partners of its own.
-        before = np.cumsum(p[cut] * t[cut]) - p[cut] * t[cut]
-        if in_order:
-            y_rows: slice | Tensor = slice(int(yo[start]), int(yo[stop]))
-        else:
-            y_rows = torch.from_numpy(np.repeat(yo[j[cut]] - local, t[cut]) + np.arange(int(ends[-1])))
+        gemms, before = _grouped(problem, i[cut], j[cut], in_order)
         where = (before, p[cut], p[cut], t[cut], xo[i[cut]], yo[j[cut]], f_at[cut], g_at[cut])
-        yield _Tile(gemms, y_rows, where, order[cut])
+        yield _Tile(gemms, where, order[cut])
         start = stop
+
+
+def _grouped(problem: Problem, i: Ints, j: Ints, in_order: bool) -> tuple[Gemms, Ints]:
+    """GEMMs for the pairs `x[i]` with `y[j]`, `i` sorted, one a set of x; and where each pair's scores begin."""
+    xo, yo = problem.x.offsets.numpy(), problem.y.offsets.numpy()
+    p, t = np.diff(xo)[i], np.diff(yo)[j]
+    local = np.cumsum(t) - t
+    first = np.diff(i, prepend=-1) != 0  # where a set of x begins
+    sets, begins = i[first], local[first]
+    ends = np.append(begins[1:], local[-1] + t[-1])
+    y_rows = np.repeat(yo[j] - local, t) + np.arange(int(ends[-1]))
+    if not in_order and p.min() == p.max():
+        together = Together.of(xo[sets], int(p[0]), y_rows, ends - begins)
+        if together is not None:
+            group = np.cumsum(first) - 1
+            return together, (group * together.y_rows.shape[1] + local - begins[group]) * p
+    parts = zip(xo[sets].tolist(), xo[sets + 1].tolist(), begins.tolist(), ends.tolist(), strict=True)
+    needed = slice(int(yo[j[0]]), int(yo[j[-1] + 1])) if in_order else torch.from_numpy(y_rows)
+    each = Each([(slice(low, high), slice(begin, end)) for low, high, begin, end in parts], needed)
+    return each, np.cumsum(p * t) - p * t
 
 
 @cache
