@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,67 +23,71 @@ Y_ROWS = np.array([3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 7, 8, 9])  # vector
 @pytest.fixture
 def vectors() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(15, D, generator=generator), torch.randn(10, D, generator=generator)
+    return torch.randn(15, D, generator=generator), torch.randn(20, D, generator=generator)
 
 
-def both() -> tuple[Gemms, Together]:
+def each(first: int) -> tuple[Gemms, Tensor]:
+    """Sets of y one after another from `first` on, and their rows."""
     ends = np.cumsum(LENGTHS)
     spans = zip(X_BEGINS.tolist(), (ends - LENGTHS).tolist(), ends.tolist(), strict=True)
-    each = Each([(slice(x, x + P), slice(low, high)) for x, low, high in spans], torch.from_numpy(Y_ROWS))
-    together = Together.of(X_BEGINS, P, Y_ROWS, LENGTHS)
-    assert together is not None
-    return each, together
+    total = int(ends[-1])
+    parts = [(slice(x, x + P), slice(low, high)) for x, low, high in spans]
+    return Each(parts, slice(first, first + total)), torch.arange(first, first + total)
 
 
-def blocks(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+def together() -> tuple[Gemms, Tensor]:
+    return Together.of(X_BEGINS, P, Y_ROWS, LENGTHS), torch.from_numpy(Y_ROWS)
+
+
+def blocks(x: Tensor, y: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Each set's vectors, and those of y that it meets."""
-    rows = torch.from_numpy(Y_ROWS).split(LENGTHS.tolist())
-    return [(x[begin : begin + P], y[mine]) for begin, mine in zip(X_BEGINS, rows, strict=True)]
+    return [(x[b : b + P], y[mine]) for b, mine in zip(X_BEGINS, rows.split(LENGTHS.tolist()), strict=True)]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_scores(vectors: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> None:
     x, y = vectors
-    each, together = both()
-    expected = [b.to(dtype or b.dtype) @ a.to(dtype or a.dtype).T for a, b in blocks(x, y)]
-    s = each.scores(x, y, dtype)
-    assert len(s) == sum(map(torch.numel, expected)) + LANES and not s[-LANES:].any()
-    torch.testing.assert_close(s[:-LANES], torch.cat([part.float().flatten() for part in expected]))
-    s = together.scores(x, y, dtype)
+
+    def expected(rows: Tensor) -> list[Tensor]:
+        return [(b.to(dtype or b.dtype) @ a.to(dtype or a.dtype).T).float() for a, b in blocks(x, y, rows)]
+
+    how, rows = each(first=2)
+    s = how.scores(x, y, dtype)
+    torch.testing.assert_close(s[:-LANES], torch.cat([part.flatten() for part in expected(rows)]))
+    assert not s[-LANES:].any()
+    how, rows = together()
+    s = how.scores(x, y, dtype)
     assert len(s) == len(LENGTHS) * LENGTHS.max() * P + LANES and not s[-LANES:].any()
-    for part, padded in zip(expected, s[:-LANES].view(len(LENGTHS), -1, P), strict=True):
-        torch.testing.assert_close(padded[: len(part)], part.float())
+    for part, padded in zip(expected(rows), s[:-LANES].view(len(LENGTHS), -1, P), strict=True):
+        torch.testing.assert_close(padded[: len(part)], part)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("need", [(True, True), (True, False), (False, True)])
-def test_gradients(vectors: tuple[Tensor, Tensor], need: tuple[bool, bool], dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("kind", ["each", "together"])
+def test_gradients(
+    vectors: tuple[Tensor, Tensor], kind: str, need: tuple[bool, bool], dtype: torch.dtype | None
+) -> None:
     """What is pulled at a padded place is not the set's, and goes nowhere."""
     x, y = vectors
-    for how in both():
-        s = how.scores(x, y, None)
-        wanted_x, wanted_y = torch.zeros_like(x), torch.zeros_like(y)
-        rows = torch.from_numpy(Y_ROWS).split(LENGTHS.tolist())
-        for begin, mine in zip(X_BEGINS, rows, strict=True):
-            pulled = y[mine] @ x[begin : begin + P].T  # as if the plan were the scores
-            wanted_x[begin : begin + P] += pulled.T @ y[mine]
-            wanted_y.index_add_(0, mine, pulled @ x[begin : begin + P])
-        grads = tuple(torch.zeros_like(v) if wanted else None for v, wanted in zip((x, y), need, strict=True))
-        how.pull(s, x, y, (grads[0], grads[1]), dtype)
-        tolerance = {} if dtype is None else {"atol": 0.5, "rtol": 0.02}
-        for got, wanted in zip(grads, (wanted_x, wanted_y), strict=True):
-            if got is not None:
-                torch.testing.assert_close(got, wanted, **tolerance)
+    how, rows = together() if kind == "together" else each(first=2)
+    s = how.scores(x, y, None)
+    wanted_x, wanted_y = torch.zeros_like(x), torch.zeros_like(y)
+    for begin, mine in zip(X_BEGINS, rows.split(LENGTHS.tolist()), strict=True):
+        pulled = y[mine] @ x[begin : begin + P].T  # as if the plan were the scores
+        wanted_x[begin : begin + P] += pulled.T @ y[mine]
+        wanted_y.index_add_(0, mine, pulled @ x[begin : begin + P])
+    grads = tuple(torch.zeros_like(v) if wanted else None for v, wanted in zip((x, y), need, strict=True))
+    how.pull(s, x, y, (grads[0], grads[1]), dtype)
+    tolerance = {} if dtype is None else {"atol": 0.5, "rtol": 0.02}
+    for got, wanted in zip(grads, (wanted_x, wanted_y), strict=True):
+        if got is not None:
+            torch.testing.assert_close(got, wanted, **tolerance)
 
 
-def test_mostly_padding_is_not_put_together() -> None:
-    lengths = np.array([1, 1, 1, 20])
-    assert Together.of(np.arange(4) * P, P, np.zeros(23, np.int64), lengths) is None
-
-
-@pytest.mark.parametrize("sizes", [[6, 6, 6], [6, 4, 6]])
-def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
-    """Sets of one size are put together, others are not; the costs and gradients are torch's either way."""
+@pytest.mark.parametrize(("sizes", "expected_groups"), [([6, 6, 6], [3]), ([6, 4, 6], [1, 2])])
+def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int], expected_groups: list[int]) -> None:
+    """Sets of one size that meet about as much are put together; the costs and gradients are torch's."""
     generator = torch.Generator().manual_seed(1)
 
     def sets(of: list[int]) -> FeatureSets:
@@ -90,16 +95,13 @@ def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int]
         offsets = torch.tensor([0, *np.cumsum(of)])
         return FeatureSets(torch.nn.functional.normalize(values, dim=1).requires_grad_(), offsets)
 
-    used: list[type] = []
-    for kind in (Each, Together):
+    groups: list[int] = []
 
-        def noted(
-            self: Gemms, *operands: object, kind: type = kind, scores: Callable[..., Tensor] = kind.scores
-        ) -> Tensor:
-            used.append(kind)
-            return scores(self, *operands)
+    def noted(self: Together, *operands: Any, scores: Callable[..., Tensor] = Together.scores) -> Tensor:
+        groups.append(len(self.x_rows))
+        return scores(self, *operands)
 
-        monkeypatch.setattr(kind, "scores", noted)
+    monkeypatch.setattr(Together, "scores", noted)
     x, y = sets(sizes), sets([3, 5, 4, 2])
     pairs = torch.tensor([2, 0, 0, 1, 2, 1]), torch.tensor([3, 1, 0, 2, 1, 3])
     answers = []
@@ -109,4 +111,4 @@ def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int]
         answers.append((costs.value, *torch.autograd.grad((costs.value * weight).sum(), (x.values, y.values))))
     for got, expected in zip(*answers, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert set(used) == ({Together} if len(set(sizes)) == 1 else {Each})
+    assert groups == expected_groups * 2, "forward and backward alike"

@@ -18,8 +18,8 @@ from otcclip.transport.backends.simd import LANES
 
 Ints = NDArray[np.int64]
 
-# Padding of a batch of GEMMs as a share of what is not: half as much again still takes less time than a call each.
-_PADDING = 0.5
+# How much longer than its shortest the longest of a batch of GEMMs may be: all are padded to it.
+PADDING = 0.5
 
 
 class Gemms(Protocol):
@@ -41,11 +41,11 @@ class Each:
     """GEMMs of any size, one call each.
 
     Attributes:
-        parts: (rows of x, rows of y within `y_rows`) of each. y_rows: the rows of y that the tile needs.
+        parts: (rows of x, rows of y within `y_rows`) of each. y_rows: the stretch of y that the tile needs.
     """
 
     parts: list[tuple[slice, slice]]
-    y_rows: slice | Tensor
+    y_rows: slice
 
     def scores(self, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> Tensor:
         y = y[self.y_rows]
@@ -69,10 +69,7 @@ class Each:
             if into_y is not None:
                 into_y[y_rows] = _product(pulled, x[x_rows], dtype)
         if grad_y is not None and into_y is not None:
-            if isinstance(self.y_rows, slice):
-                grad_y[self.y_rows] += into_y
-            else:
-                grad_y.index_add_(0, self.y_rows, into_y)
+            grad_y[self.y_rows] += into_y
 
     def _views(self, s: Tensor) -> Iterator[Tensor]:
         start = 0
@@ -96,12 +93,9 @@ class Together:
     filler: Tensor
 
     @classmethod
-    def of(cls, x_begins: Ints, p: int, y_rows: Ints, lengths: Ints) -> Together | None:
-        """GEMMs of `x[x_begins[k] : x_begins[k] + p]` with the next `lengths[k]` of `y_rows`; None if most would be
-        padding."""
+    def of(cls, x_begins: Ints, p: int, y_rows: Ints, lengths: Ints) -> Together:
+        """GEMMs of `x[x_begins[k] : x_begins[k] + p]` with the next `lengths[k]` of `y_rows`."""
         longest = int(lengths.max())
-        if longest * len(lengths) > (1 + _PADDING) * len(y_rows):
-            return None
         within, ends = np.arange(longest), np.cumsum(lengths)[:, None]
         padded = y_rows[np.minimum(ends - lengths[:, None] + within, ends - 1)]
         filler = np.flatnonzero(within >= lengths[:, None])

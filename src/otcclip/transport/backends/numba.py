@@ -23,7 +23,7 @@ from torch import Tensor
 
 from otcclip.transport.backends import torch as portable
 from otcclip.transport.backends.base import STABLE_BELOW, Problem, Settings, Solved
-from otcclip.transport.backends.gemms import Each, Gemms, Ints, Together
+from otcclip.transport.backends.gemms import PADDING, Each, Gemms, Ints, Together
 from otcclip.transport.backends.pairs import half_step_pairs, pull_pairs, solve_pairs
 from otcclip.transport.backends.simd import LANES
 
@@ -191,41 +191,44 @@ def _grid(problem: Problem) -> Iterator[_Tile]:
 
 
 def _listed(problem: Problem, rows: Tensor, columns: Tensor) -> Iterator[_Tile]:
-    """Pairs sorted by their x; f and g are kept in that order."""
-    order = rows.argsort(stable=True)
-    i, j = rows[order].numpy(), columns[order].numpy()
+    """Pairs grouped by their x, sets of x that meet about as many vectors of y side by side; f and g in that order."""
     xo, yo = problem.x.offsets.numpy(), problem.y.offsets.numpy()
+    i, j = rows.numpy(), columns.numpy()
+    in_order = np.array_equal(j, np.arange(len(yo) - 1)) and bool((np.diff(i) >= 0).all())
     p, t = np.diff(xo)[i], np.diff(yo)[j]
+    met = np.bincount(i, weights=t)[i]
+    order = np.arange(len(i)) if in_order else np.lexsort((i, met, p))
+    i, j, p, t, met = i[order], j[order], p[order], t[order], met[order]
     f_at, g_at = np.cumsum(p) - p, np.cumsum(t) - t
-    in_order = np.array_equal(j, np.arange(len(yo) - 1))
     start = 0
     while start < len(i):
         stop = max(start + 1, int(np.searchsorted(g_at + t, g_at[start] + GATHERED, side="right")))
+        if not in_order:  # those of one size that one batched product takes, if that is more than one
+            like = (p[start:stop] == p[start]) & (met[start:stop] <= (1 + PADDING) * met[start])
+            stop = start + int(like.sum())
         cut = slice(start, stop)
         gemms, before = _grouped(problem, i[cut], j[cut], in_order)
         where = (before, p[cut], p[cut], t[cut], xo[i[cut]], yo[j[cut]], f_at[cut], g_at[cut])
-        yield _Tile(gemms, where, order[cut])
+        yield _Tile(gemms, where, torch.from_numpy(order[cut]))
         start = stop
 
 
 def _grouped(problem: Problem, i: Ints, j: Ints, in_order: bool) -> tuple[Gemms, Ints]:
-    """GEMMs for the pairs `x[i]` with `y[j]`, `i` sorted, one a set of x; and where each pair's scores begin."""
+    """GEMMs for the pairs `x[i]` with `y[j]`, one a set of x; and where each pair's scores begin."""
     xo, yo = problem.x.offsets.numpy(), problem.y.offsets.numpy()
     p, t = np.diff(xo)[i], np.diff(yo)[j]
     local = np.cumsum(t) - t
     first = np.diff(i, prepend=-1) != 0  # where a set of x begins
     sets, begins = i[first], local[first]
     ends = np.append(begins[1:], local[-1] + t[-1])
+    if in_order:
+        parts = zip(xo[sets].tolist(), xo[sets + 1].tolist(), begins.tolist(), ends.tolist(), strict=True)
+        each = [(slice(low, high), slice(begin, end)) for low, high, begin, end in parts]
+        return Each(each, slice(int(yo[j[0]]), int(yo[j[-1] + 1]))), np.cumsum(p * t) - p * t
     y_rows = np.repeat(yo[j] - local, t) + np.arange(int(ends[-1]))
-    if not in_order and p.min() == p.max():
-        together = Together.of(xo[sets], int(p[0]), y_rows, ends - begins)
-        if together is not None:
-            group = np.cumsum(first) - 1
-            return together, (group * together.y_rows.shape[1] + local - begins[group]) * p
-    parts = zip(xo[sets].tolist(), xo[sets + 1].tolist(), begins.tolist(), ends.tolist(), strict=True)
-    needed = slice(int(yo[j[0]]), int(yo[j[-1] + 1])) if in_order else torch.from_numpy(y_rows)
-    each = Each([(slice(low, high), slice(begin, end)) for low, high, begin, end in parts], needed)
-    return each, np.cumsum(p * t) - p * t
+    together = Together.of(xo[sets], int(p[0]), y_rows, ends - begins)
+    group = np.cumsum(first) - 1
+    return together, (group * together.y_rows.shape[1] + local - begins[group]) * p
 
 
 @cache
