@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otcclip.transport import FeatureSets, pair_costs
+from otcclip.transport.backends import numba
 from otcclip.transport.backends.gemms import Each, Gemms, Together
 from otcclip.transport.backends.simd import LANES
 
@@ -111,4 +112,31 @@ def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int]
         answers.append((costs.value, *torch.autograd.grad((costs.value * weight).sum(), (x.values, y.values))))
     for got, expected in zip(*answers, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert groups == expected_groups * 2, "forward and backward alike"
+    assert groups == expected_groups, "made once: so few are kept for the gradient"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_gradient_asked_for_twice_is_the_same_twice(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    """Scores that were kept are used up by the first; where there are too many they are made anew each time."""
+    monkeypatch.setattr(numba, "KEPT_SCORES", (1 << 21) * kept)
+    made: list[int] = []
+
+    def noted(self: Together, *operands: Any, scores: Callable[..., Tensor] = Together.scores) -> Tensor:
+        made.append(len(self.x_rows))
+        return scores(self, *operands)
+
+    monkeypatch.setattr(Together, "scores", noted)
+    generator = torch.Generator().manual_seed(2)
+    x, y = (
+        FeatureSets.from_dense(
+            torch.nn.functional.normalize(torch.randn(3, n, D, generator=generator), dim=2).requires_grad_()
+        )
+        for n in (6, 4)
+    )
+    pairs = torch.tensor([2, 0, 0, 1, 2, 1]), torch.tensor([2, 1, 0, 2, 1, 0])
+    total = (pair_costs(x, y, pairs=pairs, backend="numba").value * torch.arange(1.0, 7.0)).sum()
+    first = torch.autograd.grad(total, (x.values, y.values), retain_graph=True)
+    assert len(made) == (1 if kept else 2)
+    for again, expected in zip(torch.autograd.grad(total, (x.values, y.values)), first, strict=True):
+        assert torch.equal(again, expected)
+    assert len(made) == (2 if kept else 3)

@@ -26,6 +26,7 @@ from otcclip.data.images import ImageSource
 GRID = 8
 BINS = 8
 COLOUR_SHARE = 0.3
+CHUNK = 128  # images: what is made of them stays in cache; with 512 it takes a third longer
 FLAT = 0.02  # gradient energy of a region below which it counts as flat, not as texture to be amplified
 
 
@@ -71,7 +72,7 @@ class Described:
 
 
 def descriptors(
-    images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = 512
+    images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = CHUNK
 ) -> Iterator[tuple[View, Tensor]]:
     """Yield `(view, unit vectors [n, d] bfloat16)`, centred on the images' own mean; arguments as for `describe`."""
     for view, seen in describe(images, wanted, chunk):
@@ -79,7 +80,7 @@ def descriptors(
 
 
 def describe(
-    images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = 512
+    images: Tensor | ImageSource, wanted: tuple[View, ...], chunk: int = CHUNK
 ) -> Iterator[tuple[View, Described]]:
     """Yield `(view, what is seen)` of `images [n, 3, H, W]` uint8, band by band."""
     cells: dict[str, list[tuple[Tensor, Tensor]]] = {view.band: [] for view in wanted}
@@ -101,8 +102,8 @@ def _band(x: Tensor, band: str) -> Tensor:
     if band == "low":
         return blur(x, side * 5 / 64)
     if band == "high":
-        return (0.7 * (x - blur(x, side / 8)) + 0.5).clamp(0, 1)
-    return (x - blur(x, side / 32) + 0.5).clamp(0, 1)  # outlines: what a smooth pattern laid over the image leaves
+        return (x - blur(x, side / 8)).mul_(0.7).add_(0.5).clamp_(0, 1)
+    return (x - blur(x, side / 32)).add_(0.5).clamp_(0, 1)  # outlines: what a smooth pattern laid over the image leaves
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

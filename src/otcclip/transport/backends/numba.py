@@ -9,7 +9,7 @@ Threads are torch's (`torch.set_num_threads`), on stretches of the list of pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +35,8 @@ TILE_SCORES = 1 << 18
 STRIP_SETS = 16
 # Vectors of y gathered at a time for a list of pairs.
 GATHERED = 1 << 14
+# Scores that are kept for a gradient, 8 MB: a batch's alignment loss. Of more they are made anew: memory is one tile.
+KEPT_SCORES = 1 << 21
 # Scores of a pair, and pairs, from which a GEMM each is worth its call where no set of x is shared.
 _TINY, _MANY = 512, 256
 # Pairs that are worth a thread.
@@ -42,11 +44,15 @@ _THREAD_PAIRS = 64
 
 
 @dataclass(frozen=True)
-class _Potentials:
-    """f and g over ε of every pair, flat; where a pair's begin is computed as `solve` did."""
+class _Kept:
+    """f and g over ε of every pair, flat; where a pair's begin is computed as `solve` did.
+
+    `tiles`: the tiles with their scores where all of them are few; a gradient uses them up.
+    """
 
     f: Floats
     g: Floats
+    tiles: list[tuple[_Tile, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,16 @@ def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> 
     value, error = torch.empty(problem.shape), torch.empty(problem.shape)
     iterations = torch.empty(problem.shape, dtype=torch.int64)
     shares = problem.a.numpy(), problem.b.numpy()
-    kept = _Potentials(*(np.empty(n if keep else 0, np.float32) for n in _potentials(problem)))
+    f, g = (np.empty(n if keep else 0, np.float32) for n in _potentials(problem))
+    kept = _Kept(f, g, tiles=[])
+    room = KEPT_SCORES if keep else 0
     stable = how.epsilon < STABLE_BELOW
     options = (how.epsilon, how.iterations, how.tolerance or 0.0, stable, how.sharp, keep)
     for tile in _tiles(problem):
         s = tile.gemms.scores(x, y, how.gemm_dtype)
+        room -= len(s)
+        if room >= 0:
+            kept.tiles.append((tile, s))
         n = len(tile.where[0])
         out = np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n, np.float32)
         scratch = 2 * (int(tile.where[2].max()) + LANES) * (int(tile.where[3].max()) + LANES)
@@ -92,6 +103,8 @@ def solve(x: Tensor, y: Tensor, problem: Problem, how: Settings, keep: bool) -> 
         _spread(work, n)
         for target, source in zip((value, iterations, error), out, strict=True):
             target[tile.place] = torch.from_numpy(source).view(target[tile.place].shape)
+    if room < 0:
+        kept.tiles.clear()
     return Solved(value, iterations, error, kept)
 
 
@@ -103,8 +116,10 @@ def pull(
         return portable.pull(x, y, problem, how, saved, grad, need)
     grad_x, grad_y = (torch.zeros_like(v) if needed else None for v, needed in zip((x, y), need, strict=True))
     shares = problem.a.numpy(), problem.b.numpy()
-    for tile in _tiles(problem):
-        s = tile.gemms.scores(x, y, how.gemm_dtype)
+    again = ((tile, tile.gemms.scores(x, y, how.gemm_dtype)) for tile in _tiles(problem))
+    kept: Iterable[tuple[_Tile, Tensor]] = list(saved.tiles) or again
+    saved.tiles.clear()
+    for tile, s in kept:
         upstream = grad[tile.place].reshape(-1).contiguous().numpy()
 
         def work(part: slice, tile: _Tile = tile, s: Tensor = s, upstream: Floats = upstream) -> None:
