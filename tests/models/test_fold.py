@@ -59,13 +59,18 @@ def test_timm_networks_keep_their_activations(name: str) -> None:
     assert norms(bare) == 0 < norms(network)
 
 
+def test_what_has_nothing_to_fold_is_not_held_twice() -> None:
+    model = create_two_tower("ViT-B-32", seed=0).eval()
+    assert folded(model) is model and all(p.requires_grad for p in model.parameters())
+
+
 @torch.no_grad()
 def test_a_norm_that_follows_no_convolution_stays() -> None:
     network = lived_in(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)))
     images = torch.rand(2, 3, 8, 8)
-    bare = folded(network)
+    bare = folded(nn.Sequential(network, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4).eval()))
     assert norms(bare) == 2
-    assert torch.equal(bare(images), network(images))
+    assert torch.equal(bare[0](images), network(images))
 
 
 def test_a_network_in_training_is_folded_for_evaluation_and_goes_on_training() -> None:

@@ -56,7 +56,7 @@ class ClipEncoder:
 
     def __init__(self, model: TwoTower, *, local: bool = True) -> None:
         self._weights = digest(model)
-        self.model = folded(model)
+        self.model = folded(model.eval())
         self.name, self.image_size, self.joint, self.local = model.name, model.image_size, True, local
 
     def images(self, images: Tensor) -> Features:

@@ -7,6 +7,7 @@ section 3.2); what is left out is a pass over every map. Answers differ by round
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from itertools import pairwise
 from typing import TypeVar
@@ -24,15 +25,27 @@ def folded(network: Network) -> Network:
     does not is not for this function. The copy is in evaluation mode and not for training.
 
     Args:
-        network: its running statistics are those of training; it is left as it is.
+        network: its running statistics are those of training; it is left as it is. One in evaluation mode with nothing
+            to fold is returned itself: there is no reason to hold a transformer twice.
+
+    Raises:
+        ValueError: a batch norm that keeps no running statistics.
     """
+    if not network.training and not any(_followed(network)):
+        return network
     out = deepcopy(network).eval()
-    for parent in out.modules():
+    for parent, name, convolution, norm in list(_followed(out)):
+        _fold(convolution, norm)
+        setattr(parent, name, _rest(norm))
+    return out.requires_grad_(False)
+
+
+def _followed(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions that a batch norm follows: where the norm is, under what name, and both."""
+    for parent in network.modules():
         for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                _fold(convolution, norm)
-                setattr(parent, name, _rest(norm))
-    return out.requires_grad_(False)
+                yield parent, name, convolution, norm
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
