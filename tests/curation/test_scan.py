@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from otcclip.attacks import PoisonRecord, write_records
 from otcclip.curation import Rule, Scan, ScanOptions
+from otcclip.curation import passes as passes_module
 from otcclip.curation import scan as scan_module
 from otcclip.curation import score as score_module
 from otcclip.data import Pair, write_shard
@@ -86,7 +87,8 @@ def test_save_and_load(scan: Scan, tmp_path: Path) -> None:
 def test_a_killed_scan_goes_on_and_ends_with_the_same_rows(
     stage: str, after: int, scan: Scan, shards: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = getattr(scan_module, stage), []
+    module = scan_module if stage == "finish" else passes_module
+    real, calls = getattr(module, stage), []
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         if len(calls) == (after if stage != "finish" else 0):
@@ -94,10 +96,10 @@ def test_a_killed_scan_goes_on_and_ends_with_the_same_rows(
         calls.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(scan_module, stage, killed)
+    monkeypatch.setattr(module, stage, killed)
     with pytest.raises(KeyboardInterrupt):
         Scan.run(shards, encoder, tmp_path / "cut")
-    monkeypatch.setattr(scan_module, stage, real)
+    monkeypatch.setattr(module, stage, real)
     seen = encoder.seen
     again = Scan.run(shards, encoder, tmp_path / "cut", ScanOptions(resume=True, rule=LEVELS))
     assert comparable(again) == comparable(scan)

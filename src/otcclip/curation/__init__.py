@@ -2,7 +2,8 @@
 
 from otcclip.curation.decide import Rule
 from otcclip.curation.encoders import ClipEncoder, ScanEncoder, TrustedEncoder, clip_encoder, trusted_encoder
-from otcclip.curation.scan import Scan, ScanOptions
+from otcclip.curation.options import ScanOptions
+from otcclip.curation.scan import Scan
 
 __all__ = [
     "ClipEncoder",

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,58 +25,19 @@ import pyarrow.parquet as pq
 from otcclip import __version__
 from otcclip.attacks.records import read_records
 from otcclip.curation.decide import Rule
-from otcclip.curation.encode import encode_unit, is_encoded
+from otcclip.curation.encode import is_encoded
 from otcclip.curation.encoders import ScanEncoder
 from otcclip.curation.finish import check_skipped, finish
-from otcclip.curation.score import Census, load_reference, score_unit, scored, take_census
-from otcclip.curation.spread import spread
-from otcclip.curation.units import Unit, find_units, share
+from otcclip.curation.options import ScanOptions
+from otcclip.curation.passes import Scoring, encode_units
+from otcclip.curation.score import take_census
+from otcclip.curation.units import find_units, share
 from otcclip.data.atomic import atomic_folder, write_json
-from otcclip.data.decode import DEFAULT_LIMITS, Limits
-from otcclip.data.readers import ReadOptions
-from otcclip.detectors import DETECTORS, Detector, PairFeatures, make
+from otcclip.detectors import make
 from otcclip.errors import UserError
-from otcclip.progress import track
 
 SETTINGS, SUMMARY, ROWS = "scan.json", "summary.json", "scan.parquet"
 RESULTS = (SETTINGS, SUMMARY, ROWS, "skipped.parquet", "gallery.parquet", "report.html")
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """How to scan.
-
-    Attributes:
-        dataset_type: a reader's name, or auto. read: its options.
-        detectors: names of the detectors to run. rule: what decides actions.
-        reference: most pairs that others are compared with.
-        shard_index, num_shards: which units are this job's.
-        max_bad: share of bad pairs past which the scan stops.
-        resume: go on with a scan found in the folder.
-        ray: run units on a Ray cluster.
-    """
-
-    dataset_type: str = "auto"
-    read: ReadOptions = field(default_factory=ReadOptions)
-    detectors: tuple[str, ...] = tuple(DETECTORS)
-    rule: Rule = field(default_factory=Rule)
-    reference: int = 16_384
-    shard_index: int = 0
-    num_shards: int = 1
-    max_bad: float = 0.05
-    limits: Limits = DEFAULT_LIMITS
-    resume: bool = False
-    ray: bool = False
-
-    def __post_init__(self) -> None:
-        if self.reference < 2:
-            raise UserError(f"--reference {self.reference}: at least 2 pairs")
-        if not 0 <= self.max_bad <= 1:
-            raise UserError(f"--max-bad {self.max_bad}: a share in 0..1")
-        if not 0 <= self.shard_index < self.num_shards:
-            raise UserError(f"--shard-index {self.shard_index} of --num-shards {self.num_shards}: 0 and up, below it")
-        if len(set(self.detectors)) < len(self.detectors):
-            raise UserError(f"--detectors {' '.join(self.detectors)}: one is named twice")
 
 
 @dataclass(frozen=True)
@@ -122,7 +82,7 @@ class Scan:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         mine = share(units, options.shard_index, options.num_shards)
-        failures = _encode(mine, encoder, folder, options)
+        failures = encode_units(mine, encoder, folder, options)
         there = [unit for unit in units if is_encoded(unit, folder)]
         missing = [unit for unit in units if unit not in there and not (folder / "failed" / unit.name).is_file()]
         if missing:
@@ -131,7 +91,7 @@ class Scan:
             raise UserError(f"none of the {len(units)} shards could be read; the first: {failures[0][1]}")
         census = take_census(there, folder, options.reference)
         reasons = check_skipped(units, there, folder, census, options.max_bad)
-        job = _Scoring(there, folder, census, (encoder.joint, encoder.local), chosen, options)
+        job = Scoring(there, folder, census, (encoder.joint, encoder.local), chosen, options)
         waiting = job.run(mine)
         if not waiting:
             drawn = job.reference() if encoder.joint and encoder.local else None
@@ -267,68 +227,3 @@ def _claim(folder: Path, identity: dict[str, Any], options: ScanOptions) -> bool
     shown = {"detectors": list(options.detectors), "rule": options.rule.as_dict(), "reference": options.reference}
     write_json(path, identity | shown)
     return fresh
-
-
-def _encode(
-    units: Sequence[Unit], encoder: ScanEncoder, folder: Path, options: ScanOptions
-) -> tuple[tuple[str, str], ...]:
-    """Encode what is not encoded; returns the units that could not be read, with the reason."""
-    todo = [unit for unit in units if not is_encoded(unit, folder)]
-
-    def one(unit: Unit) -> tuple[str, str] | None:
-        try:
-            encode_unit(unit, encoder, folder, options.limits)
-        except UserError as error:
-            if not _is_readable_disk(folder):
-                raise
-            write_json(folder / "failed" / unit.name, {"source": unit.source, "reason": str(error)})
-            return unit.name, str(error)
-        (folder / "failed" / unit.name).unlink(missing_ok=True)
-        return None
-
-    return tuple(failure for failure in spread(one, todo, "encoding", ray=options.ray) if failure is not None)
-
-
-def _is_readable_disk(folder: Path) -> bool:
-    """Whether the output can still be written: a full disk is everybody's failure, a broken shard only its own."""
-    try:
-        write_json(folder / "failed" / ".probe", {})
-    except UserError:
-        return False
-    (folder / "failed" / ".probe").unlink(missing_ok=True)
-    return True
-
-
-class _Scoring:
-    """The second pass of one job; the reference is loaded when it is first needed."""
-
-    def __init__(
-        self,
-        there: Sequence[Unit],
-        folder: Path,
-        census: Census,
-        encoder: tuple[bool, bool],
-        detectors: Sequence[Detector],
-        options: ScanOptions,
-    ) -> None:
-        self.there, self.folder, self.census = there, folder, census
-        self.encoder, self.detectors, self.options = encoder, detectors, options
-        self.mark = json.dumps([census.mark, list(options.detectors), options.rule.as_dict(), __version__])
-        self._reference: PairFeatures | None = None
-
-    def reference(self) -> PairFeatures:
-        if self._reference is None:
-            self._reference = load_reference(self.there, self.folder, self.census, self.encoder)
-        return self._reference
-
-    def run(self, mine: Sequence[Unit]) -> int:
-        """Score this job's units; returns how many of the others' are not scored yet."""
-        todo = [unit for unit in mine if unit in self.there and scored(unit, self.folder, self.mark) is None]
-        begun = time.perf_counter()
-        for unit in track(todo, "scoring"):
-            rows = self.census.usable[unit.name]
-            score_unit(unit, self.folder, self.reference(), rows, self.detectors, self.options.rule, self.mark)
-        if todo:
-            timing = self.folder / "timing" / f"{self.options.shard_index}.json"
-            write_json(timing, {"seconds": time.perf_counter() - begun})
-        return sum(scored(unit, self.folder, self.mark) is None for unit in self.there)
