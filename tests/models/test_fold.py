@@ -45,7 +45,6 @@ def test_resnet_towers(name: str, side: int) -> None:
     torch.testing.assert_close(got.local.values, expected.local.values, atol=1e-4, rtol=0)
     assert norms(bare) == 0 < norms(model)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items()), "the model was changed"
-    assert not any(p.requires_grad for p in bare.parameters()) and all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18"])

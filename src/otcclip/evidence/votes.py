@@ -18,8 +18,7 @@ def own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> T
         # A sum of k rows of `agreement`: as a product with a ballot of u columns it would take 20 times as long.
         liked = F.embedding_bag(voted[rows], agreement, per_sample_weights=weight[rows], mode="sum")
         mine = liked.gather(1, own[rows, None])
-        better = (liked > mine).sum(dim=1)
-        equal = (liked == mine).sum(dim=1)
+        better, equal = ((liked > mine).sum(1, dtype=torch.int32), (liked == mine).sum(1, dtype=torch.int32))
         out[rows] = (better + (equal + 1) / 2) / liked.shape[1]
     return out
 

@@ -29,7 +29,7 @@ def encode_images(
     parts = []
     with _autocast(model):
         for batch in fetch(images, chosen.split(BATCH)):
-            x = batch.to(model.mean.device).float() / 255
+            x = batch.to(model.mean.device).float().div_(255)
             parts.append(model.image(x if view is None else view(x)))
     return _join(parts)
 

@@ -22,7 +22,8 @@ def folded(network: Network) -> Network:
     """A copy of `network`, whose convolutions hold the batch norms that are registered right after them.
 
     open_clip's ResNets and timm's convolutional networks register their layers in the order of use; a network that
-    does not is not for this function. The copy is in evaluation mode and not for training.
+    does not is not for this function. The copy is in evaluation mode. It requires gradient where the network does, for
+    autocast casts weights that require none anew for every batch.
 
     Args:
         network: its running statistics are those of training; it is left as it is. One in evaluation mode with nothing
@@ -37,7 +38,7 @@ def folded(network: Network) -> Network:
     for parent, name, convolution, norm in list(_followed(out)):
         _fold(convolution, norm)
         setattr(parent, name, _rest(norm))
-    return out.requires_grad_(False)
+    return out
 
 
 def _followed(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, nn.BatchNorm2d]]:
