@@ -26,6 +26,7 @@ from otcclip.defenses.base import EpochPlan, PairBatch, TrainingPairs, training_
 from otcclip.evidence.matching import own_share
 from otcclip.models import create_two_tower
 from otcclip.models.encode import encode_captions, encode_images
+from otcclip.models.fold import folded
 from otcclip.training.batches import EpochBatches
 from otcclip.training.distributed import ALONE
 from otcclip.training.experiment import RunSpec
@@ -49,11 +50,12 @@ def step_seconds(trainer: Trainer, taken: list[PairBatch]) -> float:
 
 @torch.no_grad()
 def refresh_seconds(trainer: Trainer, pairs: TrainingPairs) -> dict[str, float]:
-    """One view of `ASKED` images: towers, then the ranking without and with transport."""
+    """One view of `ASKED` images: towers, as a refresh runs them, then the ranking without and with transport."""
     trainer.model.eval()
+    judge = folded(trainer.model)
     times = [time.perf_counter()]
     text = encode_captions(trainer.model, pairs.tokens)
-    image = encode_images(trainer.model, pairs.images, None, rows=torch.arange(ASKED))
+    image = encode_images(judge, pairs.images, None, rows=torch.arange(ASKED))
     times.append(time.perf_counter())
     for share in (0.0, 0.5):
         own_share(image, text, pairs.caption_of[:ASKED], local_share=share)

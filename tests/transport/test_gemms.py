@@ -27,6 +27,19 @@ def vectors() -> tuple[Tensor, Tensor]:
     return torch.randn(15, D, generator=generator), torch.randn(20, D, generator=generator)
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sets of x each batched product of scores was for, as they are made."""
+    found: list[int] = []
+
+    def noted(self: Together, *operands: Any, scores: Callable[..., Tensor] = Together.scores) -> Tensor:
+        found.append(len(self.x_rows))
+        return scores(self, *operands)
+
+    monkeypatch.setattr(Together, "scores", noted)
+    return found
+
+
 def each(first: int) -> tuple[Gemms, Tensor]:
     """Sets of y one after another from `first` on, and their rows."""
     ends = np.cumsum(LENGTHS)
@@ -87,7 +100,7 @@ def test_gradients(
 
 
 @pytest.mark.parametrize(("sizes", "expected_groups"), [([6, 6, 6], [3]), ([6, 4, 6], [1, 2])])
-def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int], expected_groups: list[int]) -> None:
+def test_pairs_that_share_sets(made: list[int], sizes: list[int], expected_groups: list[int]) -> None:
     """Sets of one size that meet about as much are put together; the costs and gradients are torch's."""
     generator = torch.Generator().manual_seed(1)
 
@@ -96,13 +109,6 @@ def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int]
         offsets = torch.tensor([0, *np.cumsum(of)])
         return FeatureSets(torch.nn.functional.normalize(values, dim=1).requires_grad_(), offsets)
 
-    groups: list[int] = []
-
-    def noted(self: Together, *operands: Any, scores: Callable[..., Tensor] = Together.scores) -> Tensor:
-        groups.append(len(self.x_rows))
-        return scores(self, *operands)
-
-    monkeypatch.setattr(Together, "scores", noted)
     x, y = sets(sizes), sets([3, 5, 4, 2])
     pairs = torch.tensor([2, 0, 0, 1, 2, 1]), torch.tensor([3, 1, 0, 2, 1, 3])
     answers = []
@@ -112,20 +118,15 @@ def test_pairs_that_share_sets(monkeypatch: pytest.MonkeyPatch, sizes: list[int]
         answers.append((costs.value, *torch.autograd.grad((costs.value * weight).sum(), (x.values, y.values))))
     for got, expected in zip(*answers, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert groups == expected_groups, "made once: so few are kept for the gradient"
+    assert made == expected_groups, "made once: so few are kept for the gradient"
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_gradient_asked_for_twice_is_the_same_twice(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+def test_a_gradient_asked_for_twice_is_the_same_twice(
+    monkeypatch: pytest.MonkeyPatch, made: list[int], kept: bool
+) -> None:
     """Scores that were kept are used up by the first; where there are too many they are made anew each time."""
     monkeypatch.setattr(numba, "KEPT_SCORES", (1 << 21) * kept)
-    made: list[int] = []
-
-    def noted(self: Together, *operands: Any, scores: Callable[..., Tensor] = Together.scores) -> Tensor:
-        made.append(len(self.x_rows))
-        return scores(self, *operands)
-
-    monkeypatch.setattr(Together, "scores", noted)
     generator = torch.Generator().manual_seed(2)
     x, y = (
         FeatureSets.from_dense(

@@ -1,8 +1,8 @@
 """Transport on a CPU in float32: one GEMM a tile by torch, then each pair's Sinkhorn in cache by numba (`pairs`).
 
-Nothing is padded or sorted. Scores are made as Sᵀ, tokens by patches, so that a pair's patches lie side by side
-for the vector unit. A list of pairs is solved grouped by x, one GEMM a set of x with all of its partners: the
-candidates of an image cost one read of its patches, and no image is copied.
+Scores are made as Sᵀ, tokens by patches, so that a pair's patches lie side by side for the vector unit (`gemms`). A
+list of pairs is solved grouped by x: the candidates of an image cost one read of its patches, and sets of x that meet
+about as many vectors share one batched product. A kernel sees no padding.
 
 Threads are torch's (`torch.set_num_threads`), on stretches of the list of pairs.
 """
