@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from otcclip.curation import clip_encoder
+from otcclip.curation import ClipEncoder, TrustedEncoder, clip_encoder
+from otcclip.curation.encoders import digest
 from otcclip.curation.trusted import load_image_tower, load_sentence_encoder
 from otcclip.errors import UserError
+from otcclip.models import create_two_tower
 
 tokenizers = pytest.importorskip("tokenizers")
 CONFIG = {
@@ -181,3 +183,14 @@ def test_clip_weights_must_be_named_and_be_there(tmp_path: Path) -> None:
         clip_encoder("otcclip-tiny", str(tmp_path / "x.safetensors"))
     with pytest.raises(UserError, match="no open_clip_model"):
         clip_encoder("otcclip-tiny", str(tmp_path))
+
+
+def test_an_encoder_is_known_by_its_weights_as_they_were_given() -> None:
+    """A resumed scan must agree in them; that an encoder folds its batch norms makes it no other one."""
+    model, again, other = (create_two_tower("otcclip-tiny", seed=seed) for seed in (0, 0, 1))
+    given = digest(model)
+    assert ClipEncoder(model).identity() == ClipEncoder(again).identity() == {"model": model.name, "weights": given}
+    assert ClipEncoder(other).identity() != ClipEncoder(model).identity()
+    towers = [timm.create_model("test_efficientnet", pretrained=False) for _ in range(2)]
+    names = [TrustedEncoder(tower, model, "two", 64).identity()["weights"] for tower in towers]
+    assert names[0] == f"{digest(towers[0])} {given}" != names[1]

@@ -141,3 +141,22 @@ def test_a_gradient_asked_for_twice_is_the_same_twice(
     for again, expected in zip(torch.autograd.grad(total, (x.values, y.values)), first, strict=True):
         assert torch.equal(again, expected)
     assert len(made) == (2 if kept else 3)
+
+
+def test_scores_are_kept_for_all_tiles_or_for_none(monkeypatch: pytest.MonkeyPatch, made: list[int]) -> None:
+    """Room for the scores of the first of two tiles alone: a gradient of those few would be no gradient."""
+    generator = torch.Generator().manual_seed(3)
+
+    def sets(of: list[int]) -> FeatureSets:
+        values = torch.nn.functional.normalize(torch.randn(sum(of), D, generator=generator), dim=1)
+        return FeatureSets(values.requires_grad_(), torch.tensor([0, *np.cumsum(of)]))
+
+    x, y = sets([6, 4, 6]), sets([3, 5, 4, 2])
+    pairs = torch.tensor([2, 0, 0, 1, 2, 1]), torch.tensor([3, 1, 0, 2, 1, 3])
+    grads = []
+    for room in (1 << 21, 4 * 6 + LANES):
+        monkeypatch.setattr(numba, "KEPT_SCORES", room)
+        made.clear()
+        grads.append(torch.autograd.grad(pair_costs(x, y, pairs=pairs, backend="numba").value.sum(), x.values)[0])
+    assert made == [1, 2, 1, 2], "the second time none was kept"
+    assert torch.equal(*grads)
