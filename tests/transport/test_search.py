@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest, save, search, tiles
+from otcclip.transport import FeatureSets, Summary, all_costs, load, nearest, save, search, tiers, tiles
 from otcclip.transport.solve import half_step
 
 fast = settings(max_examples=25, deadline=None)
@@ -51,8 +51,8 @@ def test_exact_is_brute_force(n, m, seed, k, epsilon, spread, tile):
     k = min(k, m)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_SCORES", tile)
-        patch.setattr(search, "STRETCH", 16)
-        patch.setattr(search, "BLOCK", 7)
+        patch.setattr(tiers, "STRETCH", 16)
+        patch.setattr(tiers, "BLOCK", 7)
         patch.setattr(search, "QUERIES", 3)
         found = nearest(queries, pool, k, epsilon=epsilon, iterations=12)
     assert found.certified.all()
@@ -147,7 +147,7 @@ def test_half_step_is_the_first_potential_and_below_every_iterate(
     rough = half_step(queries, pool, epsilon=epsilon, backend=backend, pairs=pairs, gemm_dtype=torch.bfloat16).view(
         7, 60
     )
-    assert (rough - found).abs().max() < search._HALF_SLACK
+    assert (rough - found).abs().max() < tiers._HALF_SLACK
 
 
 def test_half_step_in_float64_and_of_a_pool_in_bfloat16():
@@ -156,20 +156,20 @@ def test_half_step_in_float64_and_of_a_pool_in_bfloat16():
     assert exact.dtype == torch.float64
     assert torch.allclose(exact.float(), half_step(queries, pool, epsilon=0.1), atol=2e-6)
     half = half_step(queries, pool.to(torch.bfloat16), epsilon=0.1)
-    assert half.dtype == torch.float32 and (half - exact).abs().max() < search._HALF_SLACK
+    assert half.dtype == torch.float32 and (half - exact).abs().max() < tiers._HALF_SLACK
 
 
 def test_half_step_leaves_little_to_iterate(monkeypatch):
     """Where the pooled bound says nothing, few pairs see an iteration at all."""
     iterated = []
-    monkeypatch.setattr(search, "all_costs", lambda *args, **kwargs: iterated.append(1))
-    whole = search.pair_costs
+    monkeypatch.setattr(tiers, "all_costs", lambda *args, **kwargs: iterated.append(1))
+    whole = tiers.pair_costs
 
     def counted(*args, **kwargs):
         iterated.extend([1] * len(kwargs["pairs"][0]))
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(search, "pair_costs", counted)
+    monkeypatch.setattr(tiers, "pair_costs", counted)
     queries, pool = clustered(8, [9], 3, 1.0, 32), clustered(1000, [5], 4, 1.0, 32)
     found = nearest(queries, pool)
     assert found.certified.all() and len(iterated) < 0.1 * 8 * 1000
@@ -180,7 +180,7 @@ def test_rounding_to_bfloat16_never_drops_the_nearest(monkeypatch):
 
     Pooled vectors that say nothing, so that the screen does not find it first.
     """
-    monkeypatch.setattr(search, "_half_dtype", lambda queries, pool: torch.bfloat16)
+    monkeypatch.setattr(tiers, "_half_dtype", lambda queries, pool: torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     middle = torch.nn.functional.normalize(torch.randn(32, generator=generator), dim=0)
     near = torch.nn.functional.normalize(middle + 2e-4 * torch.randn(400, 1, 32, generator=generator), dim=2)
@@ -193,15 +193,15 @@ def test_rounding_to_bfloat16_never_drops_the_nearest(monkeypatch):
 
 
 def test_a_lost_certificate_is_looked_at_no_more(monkeypatch):
-    monkeypatch.setattr(search, "STRETCH", 20)
+    monkeypatch.setattr(tiers, "STRETCH", 20)
     asked = []
-    rivals = search._Search._rivals
+    rivals = tiers.Search._rivals
 
     def counted(self, start, some, row):
         asked.append(len(row))
         return rivals(self, start, some, row)
 
-    monkeypatch.setattr(search._Search, "_rivals", counted)
+    monkeypatch.setattr(tiers.Search, "_rivals", counted)
     queries, pool = clustered(6, [9], 3, 3.0), clustered(200, [5], 4, 3.0)
     assert not nearest(queries, pool, screen=3).certified.any()
     assert asked[0] == 6 and sum(asked) < 4 * 6
@@ -236,9 +236,9 @@ def test_a_pool_on_disk_is_searched_where_it_lies(tmp_path, dtype):
 
 def test_memory_beyond_the_features_does_not_grow_with_the_pool(monkeypatch):
     """No tensor made during a search is as large as the pool, and twice the pool makes none larger."""
-    monkeypatch.setattr(search, "STRETCH", 64)
-    monkeypatch.setattr(search, "BLOCK", 32)
-    monkeypatch.setattr(search, "KEPT", 0)
+    monkeypatch.setattr(tiers, "STRETCH", 64)
+    monkeypatch.setattr(tiers, "BLOCK", 32)
+    monkeypatch.setattr(tiers, "KEPT", 0)
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         seen = 0
