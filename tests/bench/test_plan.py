@@ -13,19 +13,9 @@ from hypothesis import strategies as st
 
 from otcclip import attacks, defenses
 from otcclip.attacks import ModelSurrogate
+from otcclip.bench.groups import ALIASES, NONE, at_rate, parse_group, parse_groups
 from otcclip.bench.matrix import jobs_of
-from otcclip.bench.plan import (
-    ALIASES,
-    NONE,
-    BenchSpec,
-    at_rate,
-    check_attacks,
-    parse_defense,
-    parse_group,
-    parse_groups,
-    plan,
-    slug,
-)
+from otcclip.bench.plan import BenchSpec, check_attacks, parse_defense, plan, slug
 from otcclip.data.emoji_load import load_emoji
 from otcclip.errors import UserError
 from otcclip.models import create_two_tower

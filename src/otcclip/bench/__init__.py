@@ -1,6 +1,7 @@
 """The matrix of attacks and defences, cell by cell.
 
-`plan` says what the cells are, `cell` trains one, `matrix` trains them all, `log` keeps `bench.json`.
+`groups` says what is planted together, `plan` what the cells are, `cell` trains one, `matrix` trains them all, `log`
+keeps `bench.json`.
 """
 
 from otcclip.bench.matrix import run_bench

@@ -16,6 +16,7 @@ from typing import Any
 
 from otcclip import __version__
 from otcclip.bench.cell import NEVER_POISONED, finished_cell, run_cell, try_never_poisoned
+from otcclip.bench.groups import parse_groups
 from otcclip.bench.lock import sole_bench
 from otcclip.bench.log import MatrixLog
 from otcclip.bench.plan import (
@@ -24,7 +25,6 @@ from otcclip.bench.plan import (
     Cell,
     check_attacks,
     parse_defense,
-    parse_groups,
     plan,
     reference_of,
 )
