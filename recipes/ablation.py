@@ -42,37 +42,45 @@ PLAIN = ("badnets", "blended", "sig", "clean-label", "targeted")
 VIEWS = {"whole": ("whole",), "windows": ("whole", "without"), "bands": ("whole", "low", "high", "fine")}
 
 
+def _put(module: Any, name: str, value: Any) -> None:
+    """`module.name = value`, where there is one: what was renamed would be ablated by nothing."""
+    if not hasattr(module, name):
+        raise AttributeError(f"{module.__name__} has no {name} to ablate")
+    setattr(module, name, value)
+
+
 def _epsilon(value: str) -> None:
     try:
-        matching.EPSILON = float(value)
+        epsilon = float(value)
     except ValueError:
         raise UserError(f"epsilon={value}: not a number") from None
+    _put(matching, "EPSILON", epsilon)
 
 
 def _judging_views(value: str) -> None:
-    defense.JUDGING_VIEWS = defense.JUDGING_VIEWS[:1]
+    _put(defense, "JUDGING_VIEWS", defense.JUDGING_VIEWS[:1])
 
 
 def _evidence_views(value: str) -> None:
     wanted = tuple(view for view in neighbours.views() if view.name.split()[0] in VIEWS[value])
-    neighbours.views = lambda: wanted
+    _put(neighbours, "views", lambda: wanted)
 
 
 def _voices(value: str) -> None:
-    belief.neighbour_evidence = partial(neighbours.neighbour_evidence, share_voice=False)
+    _put(belief, "neighbour_evidence", partial(neighbours.neighbour_evidence, share_voice=False))
 
 
 def _rate(value: str) -> None:
-    belief.believed = lambda p, caption_of, agreement, alpha: p <= alpha
+    _put(belief, "believed", lambda p, caption_of, agreement, alpha: p <= alpha)
 
 
 def _measure(value: str) -> None:
-    belief.in_measure = lambda candidates, *rest: candidates
+    _put(belief, "in_measure", lambda candidates, *rest: candidates)
 
 
 def _words(value: str) -> None:
-    belief.rarely_unheard = lambda candidates, *rest: candidates
-    neighbours.doubtful = lambda words, much, caption_of, *rest: torch.zeros(len(caption_of), dtype=torch.bool)
+    _put(belief, "rarely_unheard", lambda candidates, *rest: candidates)
+    _put(neighbours, "doubtful", lambda words, much, caption_of, *rest: torch.zeros(len(caption_of), dtype=torch.bool))
 
 
 def _copies(value: str) -> None:
@@ -80,7 +88,7 @@ def _copies(value: str) -> None:
         nobody = torch.zeros(0, dtype=torch.int64)
         return nobody, nobody
 
-    neighbours.copies = none
+    _put(neighbours, "copies", none)
 
 
 CHANGES: dict[str, tuple[Callable[[str], None], tuple[str, ...]]] = {
@@ -96,7 +104,11 @@ CHANGES: dict[str, tuple[Callable[[str], None], tuple[str, ...]]] = {
 
 
 def change(text: str) -> None:
-    """Apply `NAME=VALUE` to this process; "nothing" applies nothing."""
+    """Apply `NAME=VALUE` to this process; "nothing" applies nothing.
+
+    Raises:
+        UserError: no such change, or no such value of it.
+    """
     if text == "nothing":
         return
     name, _, value = text.partition("=")
