@@ -357,6 +357,36 @@ def test_growth_and_repair_can_be_switched_off(off: str, corpus: Corpus, certain
         assert not (after == REPAIR).any() and (after == KEEP).sum() > (before == KEEP).sum()
 
 
+def test_a_trigger_in_one_view_of_seven_counts_a_seventh(
+    corpus: Corpus, certain: TwoTower, truth: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model sees in the whole image alone is one voice of seven."""
+    seen: list[object] = []
+    outside: list[Tensor] = []
+    encode, hear = truth.encode_images, Belief.hear
+
+    def encoded(model: object, images: Tensor, view: object = None, *, rows: Tensor) -> Features:
+        seen.append(view)
+        return encode(model, images, view, rows=rows)
+
+    def heard(self: Belief, rows: Tensor, share: Tensor, in_force: Tensor) -> tuple[Tensor, Tensor]:
+        outside.append(share)
+        return hear(self, rows, share, in_force)
+
+    def share(image: Features, text: Features, own: Tensor, *, local_share: float) -> Tensor:
+        return torch.full((len(own),), 1e-6 if len(seen) == 1 else 0.5)
+
+    monkeypatch.setattr("otcclip.defenses.otcclip.encode_images", encoded)
+    monkeypatch.setattr("otcclip.defenses.otcclip.own_share", share)
+    monkeypatch.setattr(Belief, "hear", heard)
+    defense = OTCClip(first_refresh=1)
+    for epoch in range(2):
+        ask(defense, epoch, certain, corpus.pairs)
+    assert len(seen) == 7 and seen[0] is None
+    expected = (1e-6 * 0.5**6) ** (1 / 7)
+    torch.testing.assert_close(outside[0], torch.full_like(outside[0], expected))
+
+
 def test_a_model_without_confidence_repairs_nothing(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
     with torch.no_grad():
         certain.clip.logit_scale.fill_(0.0)
