@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from collections.abc import Callable
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_cleanclip_is_clip_and_each_modality_with_itself(
     torch.testing.assert_close(step.loss, clip + weight * (of_images + of_texts) / 2)
     torch.testing.assert_close(step.terms["clip"], clip)
     torch.testing.assert_close(step.terms["views"], (of_images + of_texts) / 2)
+
+
+def test_a_second_visit_to_an_image_is_no_negative_of_the_first(model: TwoTower, batch: PairBatch) -> None:
+    """The image term of a batch that holds one image twice: each visit among the four other images and itself."""
+    twice = replace(batch, index=torch.tensor([*TRUSTED[:4], TRUSTED[0]]))
+    with torch.no_grad():
+        apart, step = CleanCLIP().step(batch, model), CleanCLIP().step(twice, model)
+        image, view = (model.image(images).pooled for images in batch.images)
+        cosine = model.logit_scale * image @ view.T
+    cosine_twice = cosine.clone()
+    cosine_twice[0, 4] = cosine_twice[4, 0] = -torch.inf
+    by_images = [-torch.log_softmax(one, dim=1).diagonal().mean() / 2 for one in (cosine, cosine_twice)]
+    torch.testing.assert_close(step.terms["views"] - apart.terms["views"], by_images[1] - by_images[0])
 
 
 def shifted(model: TwoTower, amount: float) -> TwoTower:

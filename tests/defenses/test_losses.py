@@ -105,6 +105,18 @@ def test_partner_loss_is_one_direction_of_clips() -> None:
     torch.testing.assert_close(there, F.cross_entropy(scale * one @ two.T, own))
 
 
+def test_rows_of_one_image_are_no_negatives_of_each_other() -> None:
+    """Each row's partner is looked for among the others' and its own, without what else comes from its image."""
+    one, two, scale = unit(5, 4, 0), unit(5, 4, 1), torch.tensor(9.0, dtype=torch.float64)
+    of = torch.tensor([3, 8, 3, 1, 3])
+    total = 0.0
+    for i in range(5):
+        among = [k for k in range(5) if k == i or of[k] != of[i]]
+        total += float(-torch.log_softmax(scale * one[i] @ two[among].T, dim=0)[among.index(i)]) / 5
+    assert float(partner_loss(one, two, scale, of)) == pytest.approx(total, abs=1e-9)
+    torch.testing.assert_close(partner_loss(one, two, scale, torch.arange(5)), partner_loss(one, two, scale))
+
+
 def test_neighbour_loss_is_nnclrs_equation() -> None:
     one, two, pool, tau = unit(4, 3, 0), unit(4, 3, 1), unit(9, 3, 2), 0.2
     total = 0.0

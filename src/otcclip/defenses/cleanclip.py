@@ -13,7 +13,8 @@ Where this departs from the paper, and why:
   many pairs as one of the training it follows (the trusted ones over and over: epochs of a small trusted set would be a
   handful of steps); a quarter as many epochs, at 1e-4, a fifteenth of the demo's rate.
 * T' loses words at random; the paper's other edits need a thesaurus. I' is the house's strong augmentation.
-* Two pairs of one caption are not each other's negatives (`clip_loss`).
+* Two pairs of one caption are not each other's negatives (`clip_loss`), nor are two visits to one image: so small a
+  trusted set has a quarter of its images in a batch twice.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class CleanCLIP(Stateless):
         image, view = (model.image(images).pooled for images in batch.images)
         text, said = (model.text(tokens).pooled for tokens in (batch.tokens, *batch.token_views))
         clip = clip_loss(image, text, batch.caption, model.logit_scale)
-        within = (partner_loss(image, view, model.logit_scale) + partner_loss(text, said, model.logit_scale)) / 2
+        images = partner_loss(image, view, model.logit_scale, batch.index.to(image.device))
+        within = (images + partner_loss(text, said, model.logit_scale)) / 2
         return Step(clip + self.lambda_view * within, {"clip": clip.detach(), "views": within.detach()})
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:

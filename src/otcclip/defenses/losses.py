@@ -62,17 +62,26 @@ def view_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], temperature:
     return F.cross_entropy(logits, other)
 
 
-def partner_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], scale: Tensor) -> Tensor:
+def partner_loss(
+    one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], scale: Tensor, of: Int[Tensor, " b"] | None = None
+) -> Tensor:
     """CE(one, two): cross-entropy of each row's partner among all rows of `two` (Bansal et al., CleanCLIP, 2023).
 
     Args:
         one, two: unit vectors; row `i` of both comes from the same image or caption.
         scale: inverse temperature.
+        of: which image or caption each row comes from; rows of the same one are not each other's negatives. Without
+            it each comes from another one.
 
     Returns:
         A scalar.
     """
-    return F.cross_entropy(scale * one @ two.T, torch.arange(len(one), device=one.device))
+    own = torch.arange(len(one), device=one.device)
+    logits = scale * one @ two.T
+    if of is not None:
+        again = (of[:, None] == of) & (own[:, None] != own)
+        logits = logits.masked_fill(again, float("-inf"))
+    return F.cross_entropy(logits, own)
 
 
 def neighbour_loss(
