@@ -28,6 +28,7 @@ from otcclip.training.towers import Share, SpreadTower
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "two_processes.py"
 PAIRS, STEPS = 24, 4  # the second epoch begins
+PATIENCE = 400  # seconds that two ranks may take
 
 
 def benchmark() -> ModuleType:
@@ -79,6 +80,19 @@ def features_case(world: World, chunks: int) -> dict[str, Any]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+def few_rows_case(world: World) -> torch.Tensor:
+    """Gradient of the first weights where one rank has fewer rows than there are chunks; batch norms meet."""
+    model = create_two_tower("otcclip-tiny", seed=0).train()
+    images = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tower = SpreadTower(model, world, 2)
+    part = tower.image(Share.of(images[world.share(9)], 9, world)[torch.tensor([0, 5, 6, 7, 8])])
+    (part.pooled[:, 0] * torch.arange(5)).sum().backward()
+    tower.replay()
+    grad = next(model.clip.visual.parameters()).grad
+    assert grad is not None
+    return grad
+
+
 def one_step(world: World, sharded: bool) -> dict[str, torch.Tensor]:
     """Weights after a step of plain descent; FSDP2 over the transformers' blocks, as docs/scale.md has it."""
     model = create_two_tower(BENCHMARK.register_vit(), seed=0)
@@ -107,6 +121,7 @@ def as_a_rank(rank: int, port: int, out: str) -> None:
         found["losses"][name] = BENCHMARK.losses(name, STEPS, world)
     for chunks in (1, 2):
         found["grads"][chunks] = features_case(world, chunks)
+    found["few"] = few_rows_case(world)
     norm, x, wanted = norm_case()
     norm.__class__ = GlobalBatchNorm2d
     mine = x[world.share(7)].requires_grad_()
@@ -129,11 +144,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     processes = [context.Process(target=as_a_rank, args=(rank, port, str(out)), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
+    end = time.monotonic() + PATIENCE
     while any(process.is_alive() for process in processes):
-        if any(process.exitcode for process in processes):
+        if any(process.exitcode for process in processes) or time.monotonic() > end:
             for process in processes:
                 process.kill()
-            pytest.fail("a rank failed, see its traceback above")
+            pytest.fail("a rank failed, see its traceback above; or the ranks waited for each other")
         time.sleep(0.05)
     assert [process.exitcode for process in processes] == [0, 0]
     return [torch.load(f"{out}.{r}", weights_only=True) for r in range(2)]
@@ -158,6 +174,11 @@ def test_gradients_of_a_spread_batch(processes: int, chunks: int, ranks: list[di
             assert spread[name] is None, name
         else:
             torch.testing.assert_close(spread[name], grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_rank_with_fewer_rows_than_chunks_keeps_step(ranks: list[dict[str, Any]]) -> None:
+    """It meets the others in every pass of the batch norms, and both come out with a gradient."""
+    assert all(rank["few"].isfinite().all() and rank["few"].abs().max() > 0 for rank in ranks)
 
 
 def test_batch_norm_sees_both(ranks: list[dict[str, Any]]) -> None:

@@ -27,6 +27,7 @@ from otcclip.errors import UserError
 from otcclip.models import create_two_tower, load_two_tower
 from otcclip.training import run as run_module
 from otcclip.training.checkpoint import load_state
+from otcclip.training.evaluate import EvalSpec, evaluate_model
 from otcclip.training.judge import png
 from otcclip.training.pair_state import contents, put_state, state_table
 from otcclip.training.run import train
@@ -79,7 +80,7 @@ def test_what_a_run_writes(run: Path) -> None:
     skipped = pq.read_table(run / "skipped.parquet").to_pylist()
     assert [(row["key"], row["reason"]) for row in skipped] == [("pair-0003", "broken image")]
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in history] == [0, 1] and all(line["visited"] == 25 for line in history)
+    assert [line["epoch"] for line in history] == [0, 1] and all(line["visited"] == 24 for line in history)
     assert set(history[1]["eval"]) == {"zeroshot_classification", "zeroshot_retrieval"}
     decisions = pq.read_table(run / "decisions.parquet")
     assert decisions.num_rows == 25 and set(decisions["action"].to_pylist()) == {"keep"}
@@ -133,7 +134,42 @@ def test_a_run_is_neither_overwritten_nor_taken_up_by_another(run: Path, shards:
     with pytest.raises(UserError, match=r"made with lr 0\.0005, now it is 0\.1; use another --name"):
         train(replace(spec, lr=0.1, resume="latest"))
     with pytest.raises(UserError, match="no such checkpoint"):
-        train(replace(spec, resume="nowhere.pt"))
+        train(replace(spec, name="other", resume="nowhere.pt"))
+
+
+def test_another_runs_checkpoint_does_not_replace_a_finished_run(run: Path, shards: Path, tmp_path: Path) -> None:
+    """`--resume PATH` under the name of a run that is there: refused, and not a byte of it changes."""
+    shutil.copytree(run, tmp_path / "kept")
+    before = (tmp_path / "kept" / "open_clip_model.safetensors").read_bytes()
+    spec = spec_of(shards, tmp_path, val_data=str(shards / "1.tar"), val_classnames=str(shards / "names.txt"))
+    with pytest.raises(UserError, match=r"kept holds a run: --resume latest goes on with it"):
+        train(replace(spec, name="kept", resume=str(run / "checkpoint" / "last.pt")))
+    assert (tmp_path / "kept" / "open_clip_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_a_gradient_is_not_clipped_to_nothing(clip: float, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--grad-clip-norm .*: above 0; inf for no clipping"):
+        train(spec_of(shards, tmp_path, grad_clip_norm=clip))
+
+
+def test_a_model_that_diverged_is_one_line_and_no_finished_run(shards: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        train(spec_of(shards, tmp_path, lr=1e30, epochs=1, val_data=str(shards / "1.tar")))
+    assert not (tmp_path / "run" / "result.json").exists()
+    broken = load_two_tower(run, "otcclip-tiny")
+    with torch.no_grad():
+        next(broken.clip.visual.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match=r"there: features of images are not finite"):
+        evaluate_model(broken, EvalSpec(str(shards / "1.tar"), workers=0), tmp_path / "cache", "there")
+
+
+def test_what_is_bad_in_validation_counts_against_the_same_share(shards: Path, tmp_path: Path) -> None:
+    """One of 14 is broken there, which is more than 5 %."""
+    spec = spec_of(shards, tmp_path, epochs=1, val_data=str(shards / "0.tar"))
+    with pytest.raises(UserError, match=r"1 of 14 pairs are bad"):
+        train(spec)
+    assert np.isfinite(train(replace(spec, name="more", max_bad=0.1))["loss"])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from otcclip.attacks.base import Addition, PoisonContext, PoisonPlan, PoisonReco
 from otcclip.attacks.look_alikes import twins_among
 from otcclip.attacks.targeted import draw_targets
 from otcclip.attacks.wording import paraphrases
+from otcclip.errors import UserError
 
 ROUNDS = 10
 STRONGER = 1.25
@@ -50,6 +51,8 @@ class Jittered:
 
     def __post_init__(self) -> None:
         check_positive(self.name, images=self.images, copies=self.copies)
+        if not 0 < self.strength < np.inf:
+            raise UserError(f"{self.name}: strength is above 0, got {self.strength}")
 
     def plan(self, corpus: PoisonContext, seed: int) -> PoisonPlan:
         """See `Attack.plan`. `trial.wanted`: for each image a training class not its own, each once."""

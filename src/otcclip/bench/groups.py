@@ -76,7 +76,7 @@ def at_rate(group: Group, rate: float, pairs: int) -> Group:
     if not 0 < rate <= MAX_RATE:
         raise UserError(f"--poison-rate {rate:g}: a share of the training pairs above 0, at most {MAX_RATE:g}")
     specs = tuple(str(_counted(Spec.parse(text), rate * pairs)) for text in group.attacks)
-    return Group(f"{group.label}@{rate:g}", specs, rate)
+    return Group(f"{group.label}@{rate}", specs, rate)
 
 
 def _counted(spec: Spec, count: float) -> Spec:

@@ -134,6 +134,8 @@ class OTCClip:
 
     def _start(self, pairs: TrainingPairs) -> Belief:
         """Step 1: trust what look-alikes bear out."""
+        if len(pairs) < 2:
+            raise UserError("otcclip: 1 pair; it takes two to be each other's look-alikes")
         belief = Belief.gather(pairs.images, pairs.tokens, pairs.caption_of, self.alpha)
         trusted = belief.trusted()
         if int(trusted.sum()) < MIN_TRUSTED:

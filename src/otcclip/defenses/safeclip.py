@@ -95,6 +95,8 @@ class SafeCLIP:
                 f"safeclip: {self.unimodal_epochs} unimodal and {self.slow_epochs} slow epochs leave none of "
                 f"{context.epochs} to train on safe pairs; give it more epochs or fewer of those"
             )
+        if n < 2:
+            raise UserError("safeclip: 1 pair; a mixture of two components takes two")
         self._own = pairs.caption_of
         if self._images is None:
             self._fill_pools(context.model, pairs)

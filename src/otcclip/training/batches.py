@@ -38,6 +38,9 @@ class EpochBatches:
         seed: of this epoch.
         batch_size: pairs in a batch, over all ranks.
         spread: whether images come as a `Share` (a step then sees a `SpreadTower`).
+
+    Attributes:
+        size: pairs of a step, over all ranks. count: steps.
     """
 
     def __init__(
@@ -54,15 +57,15 @@ class EpochBatches:
         self.pairs, self.plan, self.views, self.world, self.spread = pairs, plan, views, world, spread
         self.generator = torch.Generator().manual_seed(seed)
         self._order = plan.index[torch.randperm(len(plan.index), generator=self.generator)]
-        self._size = min(batch_size, len(self._order)) // world.size * world.size
-        if len(self._order) and not self._size:
+        self.size = min(batch_size, len(self._order)) // world.size * world.size
+        if len(self._order) and not self.size:
             raise UserError(f"{len(self._order)} pairs to visit, fewer than the {world.size} processes")
-        self.count = len(self._order) // self._size if self._size else 0
+        self.count = len(self._order) // self.size if self.size else 0
 
     def start(self, step: int) -> Iterator[PairBatch]:
         """The batches from number `step` on; `generator` is to be in the state it had there."""
-        indices = [self._order[i * self._size : (i + 1) * self._size] for i in range(step, self.count)]
-        mine = self.world.share(self._size)
+        indices = [self._order[i * self.size : (i + 1) * self.size] for i in range(step, self.count)]
+        mine = self.world.share(self.size)
         for index, raw in zip(indices, fetch(self.pairs.images, [index[mine] for index in indices]), strict=True):
             yield self._batch(index, raw)
 
@@ -80,11 +83,11 @@ class EpochBatches:
     def _image_view(self, raw: Tensor, view: int) -> Tensor:
         strong = self.plan.phase == "warm-up" or _is_strong(self.plan, view)
         augment = self.views.warmup_augment if strong else self.views.augment
-        lots = augment.draw(self._size, self.generator)
-        mine = self.world.share(self._size)
+        lots = augment.draw(self.size, self.generator)
+        mine = self.world.share(self.size)
         x = augment.apply(raw, {name: lot[mine].to(raw.device) for name, lot in lots.items()})
         # A defence passes images on to its model and picks rows of them, which a Share takes like a tensor.
-        return Share.of(x, self._size, self.world) if self.spread else x  # type: ignore[return-value]
+        return Share.of(x, self.size, self.world) if self.spread else x  # type: ignore[return-value]
 
     def _caption_view(self, captions: Tensor, view: int) -> Tensor:
         tokens = crop_captions(self.pairs.tokens[captions], self.views.caption_crop, self.generator)

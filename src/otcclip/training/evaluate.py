@@ -75,13 +75,15 @@ def evaluate_model(model: TwoTower, spec: EvalSpec, cache: Path, pretrained: str
     The model is put back into the mode it was in.
 
     Raises:
-        UserError: as `open_evaluation`.
+        UserError: as `open_evaluation`; or the model's features are not finite.
     """
     data, names, labels = open_evaluation(spec, model.image_size, cache)
     training = model.training
     model.eval()
     try:
         image = encode_images(model, data.images).pooled
+        if not bool(image.isfinite().all()):
+            raise UserError(f"{pretrained}: features of images are not finite; the training diverged (lower --lr)")
         shared = {"dataset": spec.data, "model": model.name, "pretrained": pretrained, "language": "en"}
         rows = []
         if names:
@@ -100,8 +102,10 @@ def open_evaluation(
     Pairs once opened are opened from `cache` the next time, so a training looks here first, before an epoch is lost.
 
     Raises:
-        UserError: a file cannot be read, no such templates, or a label is no class name.
+        UserError: a file cannot be read, no such templates, an option out of range, or a label is no class name.
     """
+    if spec.workers < 0:
+        raise UserError(f"--workers {spec.workers}: 0 or more")
     names = () if spec.classnames is None else _lines(Path(spec.classnames))
     if spec.templates not in TEMPLATES:
         raise UserError(f"--templates {spec.templates!r}: one of {', '.join(TEMPLATES)}")

@@ -65,7 +65,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch did: mean loss and terms, training seconds since the start (evaluation not counted)."""
+    """What an epoch did: mean loss and terms, training seconds since the start (evaluation not counted), pairs trained
+    on (those of a last short batch are not)."""
 
     epoch: int
     phase: str
@@ -185,9 +186,11 @@ class Trainer:
                 on_step()
                 start = time.perf_counter()
         self._count_time(start)
+        if not all(bool(weight.isfinite().all()) for weight in self._parameters):  # no loss comes after the last step
+            raise UserError(f"the weights are not finite after epoch {self.epoch}: lower --lr, or --precision fp32")
         means = {name: value / max(place.step, 1) for name, value in place.totals.items()}
         loss = means.pop("loss", math.nan)
-        return EpochReport(self.epoch, place.plan.phase, loss, means, self.seconds, len(place.plan.index))
+        return EpochReport(self.epoch, place.plan.phase, loss, means, self.seconds, place.step * batches.size)
 
     def _count_time(self, start: float) -> float:
         now = time.perf_counter()

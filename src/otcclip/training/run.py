@@ -137,11 +137,12 @@ class _Run:
 
     def _checkpoint(self) -> dict[str, Any] | None:
         """The state to take up, or None for a new run."""
-        if self.spec.resume is None:
-            if (self.folder / LAST).exists() or (self.folder / "result.json").exists():
-                raise UserError(f"{self.folder} holds a run: --resume latest goes on with it; or take another --name")
-            return None
         path = self._resumed
+        goes_on_here = self.spec.resume is not None and path.resolve() == (self.folder / LAST).resolve()
+        if not goes_on_here and ((self.folder / LAST).exists() or (self.folder / "result.json").exists()):
+            raise UserError(f"{self.folder} holds a run: --resume latest goes on with it; or take another --name")
+        if self.spec.resume is None:
+            return None
         if not path.exists():
             if self.spec.resume == "latest":
                 return None  # cut off before its first checkpoint: the same command starts it
@@ -209,7 +210,14 @@ class _Run:
         spec = self.spec
         if spec.val_data is None:
             return None
-        return EvalSpec(spec.val_data, spec.dataset_type, spec.val_classnames, read_options(spec), spec.workers)
+        return EvalSpec(
+            spec.val_data,
+            spec.dataset_type,
+            spec.val_classnames,
+            read_options(spec),
+            spec.workers,
+            max_bad=spec.max_bad,
+        )
 
     def _finish(self) -> dict[str, Any]:
         self.model.eval()

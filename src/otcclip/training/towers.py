@@ -134,7 +134,9 @@ class SpreadTower:
         return _GlobalFeatures(mine, order, counts, self.world)  # type: ignore[return-value]
 
     def _encode(self, encode: Callable[[Tensor], Features], x: Tensor) -> Features:
-        if self.chunks == 1 or not torch.is_grad_enabled() or len(x) < self.chunks:
+        # Batch norms of the image tower meet at every pass: all ranks make as many, one with few rows some empty ones.
+        meets = self.world.size > 1 and encode == self.model.image
+        if self.chunks == 1 or not torch.is_grad_enabled() or (len(x) < self.chunks and not meets):
             return encode(x)
         chunks = x.tensor_split(self.chunks)
         parts, random = [], []

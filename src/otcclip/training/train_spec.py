@@ -110,6 +110,8 @@ class TrainSpec:
                 raise UserError(f"--{name.replace('_', '-')} {value}: at least 1")
         if not (self.lr > 0 and self.wd >= 0 and math.isfinite(self.lr)) or (self.warmup or 0) < 0 or self.workers < 0:
             raise UserError("--lr must be positive; --wd, --warmup and --workers 0 or more")
+        if not self.grad_clip_norm > 0:  # nan is not
+            raise UserError(f"--grad-clip-norm {self.grad_clip_norm}: above 0; inf for no clipping")
         check_seed(self.seed)
         if self.val_classnames is not None and self.val_data is None:
             raise UserError(f"--val-classnames {self.val_classnames}: says nothing without --val-data")

@@ -39,7 +39,7 @@ def file_digests(specs: Iterable[Spec]) -> dict[str, str]:
         given = options_of("attack", attacks.ATTACKS, spec)
         for option, inside in (("patch", "."), ("surrogate", WEIGHTS)):
             if given.get(option):
-                out[f"{spec.name} {option}"] = file_digest(Path(given[option]) / inside)
+                out[f"{spec} {option}"] = file_digest(Path(given[option]) / inside)
     return out
 
 
