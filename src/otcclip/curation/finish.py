@@ -88,7 +88,7 @@ def finish(
         "actions": {name: actions.get(name, 0) for name in ("keep", "re-pair", "drop")},
         "skipped": dict(reasons),
         "units": len(units),
-        "failed": {unit.name: _failure(unit, folder) for unit in units if unit not in there},
+        "failed": {unit.name: failure_of(unit, folder) for unit in units if unit not in there},
         "detectors": {d.name: {"column": column(d), "comparable": d.comparable} for d in detectors},
         "throughput": _throughput(there, folder),
     }
@@ -97,7 +97,7 @@ def finish(
     write_json(folder / "summary.json", summary)
 
 
-def _failure(unit: Unit, folder: Path) -> str:
+def failure_of(unit: Unit, folder: Path) -> str:
     path = folder / "failed" / unit.name
     return str(json.loads(path.read_text("utf-8"))["reason"]) if path.is_file() else "not scanned"
 

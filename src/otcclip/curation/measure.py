@@ -33,6 +33,8 @@ def measure(folder: Path, units: Sequence[Unit], columns: Sequence[str], poison:
     present = sorted({name for name in of if name})
     if not present:
         raise UserError(f"{poison}: names no pair of this scan (first key: {printable(next(iter(attack), 'none'))!r})")
+    if "" not in of:
+        raise UserError(f"{poison}: names every pair of this scan; detection takes honest pairs too")
     found: dict[str, dict[str, Any]] = {}
     for name in ("p_value", *columns):
         scores = rows[name].to_numpy(zero_copy_only=False).astype(float)

@@ -148,11 +148,11 @@ def _pairs(unit: Unit, rows: dict[str, dict[str, Any]], limits: Limits) -> Itera
         if row is None or item.pair.key in found:
             continue  # bad, or a key given twice: the scan did not judge it
         if row["caption"] != item.pair.caption or row["sha256"] != hashlib.sha256(item.pair.image).hexdigest():
-            raise UserError(f"{unit.source}: changed since it was scanned; scan it again")
+            continue  # the key's bad twin; where no pair is the one that was judged, the count below tells
         found.add(item.pair.key)
         if row["action"] == KEEP:
             yield Mended(item, item.pair.caption, None)
         elif row["action"] == REPAIR:
             yield Mended(item, row["new_caption"], item.pair.caption)
     if len(found) < len(rows):
-        raise UserError(f"{unit.source}: {len(rows) - len(found)} pairs of the scan are not there any more")
+        raise UserError(f"{unit.source}: {len(rows) - len(found)} pairs of the scan are gone or changed; scan it again")

@@ -27,7 +27,7 @@ from otcclip.attacks.records import read_records
 from otcclip.curation.decide import Rule
 from otcclip.curation.encode import is_encoded
 from otcclip.curation.encoders import ScanEncoder
-from otcclip.curation.finish import check_skipped, finish
+from otcclip.curation.finish import check_skipped, failure_of, finish
 from otcclip.curation.options import ScanOptions
 from otcclip.curation.passes import Scoring, encode_units
 from otcclip.curation.score import take_census
@@ -88,7 +88,7 @@ class Scan:
         if missing:
             return cls(folder, failures, len(missing))
         if not there:
-            raise UserError(f"none of the {len(units)} shards could be read; the first: {failures[0][1]}")
+            raise UserError(f"none of the {len(units)} shards could be read; the first: {failure_of(units[0], folder)}")
         census = take_census(there, folder, options.reference)
         reasons = check_skipped(units, there, folder, census, options.max_bad)
         job = Scoring(there, folder, census, (encoder.joint, encoder.local), chosen, options)
@@ -225,5 +225,7 @@ def _claim(folder: Path, identity: dict[str, Any], options: ScanOptions) -> bool
         if not options.resume and options.num_shards == 1:
             raise UserError(f"{folder}: holds a scan already; --resume goes on with it, or name another --out")
     shown = {"detectors": list(options.detectors), "rule": options.rule.as_dict(), "reference": options.reference}
+    if not fresh and any(found.get(name) != value for name, value in shown.items()):
+        (folder / SUMMARY).unlink(missing_ok=True)  # what is there was not decided so: it is finished when done again
     write_json(path, identity | shown)
     return fresh

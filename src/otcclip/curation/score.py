@@ -72,11 +72,14 @@ def take_census(units: Sequence[Unit], folder: Path, size: int) -> Census:
     in_reference[lowest] = True
     starts = np.concatenate([[0], np.cumsum([len(part) for part in hashes])])
     spans = {unit.name: slice(a, b) for unit, a, b in zip(units, starts[:-1], starts[1:], strict=True)}
+    mark = hashlib.blake2b(np.sort(joined[lowest]).tobytes(), digest_size=12)
+    for name, span in spans.items():  # of pairs with one key it is not the same one that counts once a shard is back
+        mark.update(name.encode() + b"\0" + np.packbits(first[span]).tobytes())
     return Census(
         {name: np.flatnonzero(first[span]) for name, span in spans.items()},
         {name: np.flatnonzero(in_reference[span]) for name, span in spans.items()},
         len(usable),
-        hashlib.blake2b(np.sort(joined[lowest]).tobytes(), digest_size=12).hexdigest(),
+        mark.hexdigest(),
     )
 
 

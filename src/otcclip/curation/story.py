@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from otcclip.curation.scan import Scan
@@ -42,7 +43,7 @@ def _detection(truth: dict[str, Any]) -> Table:
     table = Table(title="AUROC (FPR at 95 % TPR)")
     table.add_column("score")
     for attack in attacks:
-        table.add_column(printable(attack), justify="right")
+        table.add_column(escape(printable(attack)), justify="right")
     for score, found in truth["detection"].items():
         cells = (f"{found[attack]['auroc']:.3f} ({found[attack]['fpr95']:.2f})" for attack in attacks)
         table.add_row(score.removesuffix("_score"), *cells)

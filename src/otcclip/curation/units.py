@@ -6,10 +6,13 @@ A tar shard is a unit. Sources that have no shards (CSV, Parquet, COCO, ...) are
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from otcclip.data.atomic import disk_errors
 from otcclip.data.decode import DEFAULT_LIMITS, BadPair, Box, Limits, printable
 from otcclip.data.images import Gone, read_bytes
 from otcclip.data.pairs import Pair
@@ -120,7 +123,8 @@ def find_units(
 def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     skipped: list[Skipped] = []
-    spool = Spool(folder / SPOOL)
+    making = folder / f".{SPOOL}.{os.getpid()}-{secrets.token_hex(4)}"  # jobs that share the folder may all be here
+    spool = Spool(making)
 
     def rows() -> Iterator[Row]:
         for row in find_reader(name, source)[1](source, options, spool):
@@ -130,9 +134,14 @@ def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
                 yield row
 
     try:
-        table = TableBuilder().extend(rows()).build()
+        table = TableBuilder().extend(rows()).build().moved(str(making), str(folder / SPOOL))
+        spool.close()
+        if making.exists():
+            with disk_errors(making):
+                making.replace(folder / SPOOL)
     finally:
         spool.close()
+        making.unlink(missing_ok=True)
     write_skipped(folder / "skipped" / f"{INDEX_SKIPPED}.parquet", skipped)
     table.save(folder / INDEX)
 

@@ -95,7 +95,7 @@ def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS, box: B
                 width, height = region[2] - region[0], region[3] - region[1]
             # A sliver would be blown up before it is cropped: 60,000,000 x 1 is within the cap, its
             # enlargement not.
-            if max(width, height) * size > limits.pixels * min(width, height):
+            if max(width, height) * size * size > limits.pixels * min(width, height):
                 raise BadPair("too many pixels")
             return _square(_on_white(image if region is None else image.crop(region)), size)
     except BadPair:
