@@ -150,6 +150,12 @@ def test_more_groups_than_pairs_is_one_pair_each(train: PairStore, test: PairSto
     assert len(plan.replaced) == 2
 
 
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan"), float("inf")])
+def test_copies_that_are_all_the_same_are_not_jittered(strength: float) -> None:
+    with pytest.raises(UserError, match="jittered: strength is above 0"):
+        Jittered(strength=strength)
+
+
 def test_jitter_at_strength_zero_leaves_the_image(train: PairStore) -> None:
     assert np.array_equal(jitter(train.images[:5], 0.0, torch.Generator().manual_seed(0)), train.images[:5])
     near, far = (jitter(train.images[:20], s, torch.Generator().manual_seed(0)).astype(int) for s in (0.5, 2.0))

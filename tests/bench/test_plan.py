@@ -136,6 +136,14 @@ def test_what_cannot_be_planned_is_one_line(changed: dict[str, Any], says: str) 
     assert "\n" not in str(raised.value)
 
 
+def test_rates_that_differ_late_are_two_groups() -> None:
+    rates = (0.0123456, 0.01234561)
+    cells = plan(
+        bench(attacks=("badnets",), defenses=("clip",), seeds=(0,), reference=False, poison_rates=rates), PAIRS
+    )
+    assert [cell.group.label for cell in cells] == ["badnets@0.0123456", "badnets@0.01234561"]
+
+
 def test_rates_are_groups_of_their_own_and_none_has_none() -> None:
     cells = plan(bench(attacks=("badnets", NONE), defenses=("clip",), seeds=(0,), poison_rates=(0.001, 0.01)), PAIRS)
     assert {cell.group.label: cell.run.attacks for cell in cells} == {

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from otcclip.curation import Rule, Scan
+from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation.repair import repair
 from otcclip.data import Pair, read_shard, write_shard
 from otcclip.data.manifest import apply_manifest, read_manifest
@@ -97,9 +100,28 @@ def test_a_source_that_changed_is_one_line(scan: Scan, shards: Path, pairs: list
         changed = list(pairs[:120])
         changed[place : place + 1] = [] if change is None else [replace(changed[place], **change)]
         write_shard(source / "00000.tar", changed)
-        with pytest.raises(UserError, match=r"changed since it was scanned|not there any more"):
+        with pytest.raises(UserError, match=r"1 pairs of the scan are gone or changed; scan it again"):
             repair(scan, tmp_path / "out", to="wds")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_keys_bad_twin_is_not_the_pair_that_was_judged(pairs: list[Pair], encoder: Any, tmp_path: Path) -> None:
+    """A key given twice, first with a broken image: the scan judged the second, and so repairs the second."""
+    write_shard(tmp_path / "a.tar", pairs[:120])
+    twins = tmp_path / "b.tar"
+    with tarfile.open(twins, "w") as tar, tarfile.open(tmp_path / "a.tar") as given:
+        for name, data in ((f"{pairs[7].key}.png", b"\x89PNG"), (f"{pairs[7].key}.txt", b"first")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for member in given:
+            tar.addfile(member, given.extractfile(member))
+    scan = Scan.run(twins, encoder, tmp_path / "scan", ScanOptions(rule=Rule(alpha=0.1, seconded=4.0), max_bad=0.5))
+    done = repair(scan, tmp_path / "out", to="wds")
+    kept = {pair.key: pair for part in sorted((tmp_path / "out").glob("*.tar")) for pair in read_shard(part)}
+    assert len(kept) == done.written > 0
+    judged = {row["key"]: row["action"] for row in scan.rows(["key", "action"])}
+    assert judged[pairs[7].key] == "drop" or kept[pairs[7].key].image == pairs[7].image
 
 
 def test_csv_as_open_clip_reads_it(scan: Scan, shards: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation import passes as passes_module
 from otcclip.curation import scan as scan_module
 from otcclip.curation import score as score_module
+from otcclip.curation.repair import repair
 from otcclip.data import Pair, write_shard
 from otcclip.data.decode import Limits, decode_image
 from otcclip.detectors import claims
@@ -253,7 +254,7 @@ def test_a_sliver_too_wide_for_the_page_is_listed_without_a_picture(
     sliver = io.BytesIO()
     Image.new("RGB", (150, 1), "red").save(sliver, "PNG")
     write_shard(tmp_path / "a.tar", [replace(pairs[0], image=sliver.getvalue()), *pairs[1:60]])
-    found = Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out", ScanOptions(limits=Limits(pixels=10_000)))
+    found = Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out", ScanOptions(limits=Limits(pixels=1_000_000)))
     shown = pq.read_table(found.folder / "gallery.parquet", columns=["key"])["key"].to_pylist()
     assert shown and pairs[0].key not in shown and pairs[0].key in [row["key"] for row in found.rows(["key"])]
 
@@ -272,6 +273,59 @@ def test_a_shard_that_changes_while_it_is_scanned_is_one_line(pairs: list[Pair],
         with pytest.raises(UserError, match="changed since it was scanned"):
             Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out")
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_shard_that_comes_back_with_anothers_key_leaves_no_key_twice(
+    pairs: list[Pair], encoder: Any, tmp_path: Path
+) -> None:
+    """A key of the second shard turns up in the first one, which was cut off when the second was judged."""
+    source = tmp_path / "shards"
+    source.mkdir()
+    write_shard(source / "0.tar", [*pairs[:40], pairs[50]])
+    write_shard(source / "1.tar", pairs[40:120])
+    whole = (source / "0.tar").read_bytes()
+    (source / "0.tar").write_bytes(whole[:700])
+    Scan.run(source, encoder, tmp_path / "out")
+    (source / "0.tar").write_bytes(whole)
+    again = Scan.run(source, encoder, tmp_path / "out", ScanOptions(resume=True))
+    anew = Scan.run(source, encoder, tmp_path / "anew")
+    keys = [row["key"] for row in again.rows(["key"])]
+    assert len(keys) == len(set(keys)) == 120
+    assert list(again.rows(["key", "unit", "action"])) == list(anew.rows(["key", "unit", "action"]))
+
+
+def test_a_resume_under_another_rule_that_fails_is_no_finished_scan(
+    pairs: list[Pair], encoder: Any, tmp_path: Path
+) -> None:
+    broken = [replace(pairs[0], image=b"\x89PNG"), *pairs[1:120]]
+    write_shard(tmp_path / "a.tar", broken)
+    done = Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out")
+    with pytest.raises(UserError, match="more than the 0"):
+        Scan.run(
+            tmp_path / "a.tar", encoder, tmp_path / "out", ScanOptions(resume=True, rule=Rule(alpha=0.4), max_bad=0.0)
+        )
+    with pytest.raises(UserError, match="--resume"):
+        repair(done.folder, tmp_path / "repaired")
+    Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out", ScanOptions(resume=True, rule=Rule(alpha=0.4)))
+    assert repair(done.folder, tmp_path / "repaired").manifest.is_file()
+
+
+def test_a_job_without_a_shard_names_the_one_that_failed(pairs: list[Pair], encoder: Any, tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", pairs[:4])
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:100])
+    for job in (0, 1):
+        with pytest.raises(UserError, match="none of the 1 shards could be read; the first"):
+            Scan.run(
+                tmp_path / "0.tar", encoder, tmp_path / "out", ScanOptions(resume=True, num_shards=2, shard_index=job)
+            )
+
+
+def test_a_truth_that_leaves_no_honest_pair_is_one_line(pairs: list[Pair], encoder: Any, tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", pairs[:60])
+    truth = tmp_path / "poison.parquet"
+    write_records(truth, [PoisonRecord(pair.key, "lies", "", "", "", 0, "was") for pair in pairs[:60]])
+    with pytest.raises(UserError, match="names every pair of this scan"):
+        Scan.run(tmp_path / "a.tar", encoder, tmp_path / "out", poison=truth)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rule": []}'])

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otcclip.data.pairs import PairStore
-from otcclip.defenses import OTCClip
+from otcclip.defenses import OTCClip, SafeCLIP
 from otcclip.defenses.base import (
     HOLD_BACK,
     KEEP,
     REPAIR,
+    Defense,
     EpochContext,
     EpochPlan,
     PairBatch,
@@ -67,7 +68,7 @@ def corpus(make_store: Make, model: TwoTower) -> Corpus:
     return Corpus(pairs, np.array(store.labels), false)
 
 
-def ask(defense: OTCClip, epoch: int, model: TwoTower, pairs: TrainingPairs) -> EpochPlan:
+def ask(defense: Defense, epoch: int, model: TwoTower, pairs: TrainingPairs) -> EpochPlan:
     torch.manual_seed(epoch)
     return defense.begin_epoch(EpochContext(epoch, 8, 0, model, pairs))
 
@@ -135,6 +136,12 @@ def test_nothing_to_trust_is_one_line(make_store: Make, model: TwoTower) -> None
     pairs = training_pairs(make_store(32, 8), model)
     with pytest.raises(UserError, match=r"bear out only 0 of 32 pairs at alpha 0\.05"):
         ask(OTCClip(), 0, model, pairs)
+
+
+@pytest.mark.parametrize("defense", [OTCClip(), SafeCLIP(unimodal_epochs=0, slow_epochs=0)])
+def test_one_pair_is_one_line(defense: OTCClip | SafeCLIP, make_store: Make, model: TwoTower) -> None:
+    with pytest.raises(UserError, match=rf"{defense.name}: 1 pair; "):
+        ask(defense, 0, model, training_pairs(make_store(1, 1), model))
 
 
 @dataclass
