@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from otcclip.cli import main
 from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation.repair import repair
-from otcclip.data import Pair, read_shard, write_shard
+from otcclip.curation.units import find_units
+from otcclip.data import Pair, ReadOptions, open_pairs, read_shard, write_shard
 from otcclip.data.manifest import apply_manifest, read_manifest
 from otcclip.errors import UserError
 
@@ -134,9 +137,66 @@ def test_csv_as_open_clip_reads_it(scan: Scan, shards: Path, tmp_path: Path) -> 
 
 def test_parquet(scan: Scan, shards: Path, tmp_path: Path) -> None:
     done = repair(scan, tmp_path / "out", to="parquet")
-    parts = [path for path in sorted((tmp_path / "out").glob("*.parquet")) if path.name != "manifest.parquet"]
-    rows = [row for path in parts for row in pq.read_table(path).to_pylist()]
+    assert done.data == tmp_path / "out" / "pairs"
+    rows = [row for path in sorted(done.data.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert [(row["key"], row["caption"], row["image"]) for row in rows] == written(shards, done.manifest)
+
+
+@pytest.mark.parametrize("to", ["wds", "csv", "parquet"])
+def test_what_is_written_can_be_read(scan: Scan, shards: Path, to: str, tmp_path: Path) -> None:
+    """As `scan` and `train` open it, by the place that the command names."""
+    done = repair(scan, tmp_path / "out", to=to)
+    options = ReadOptions(image_root=str(tmp_path / "out") if to == "csv" else None)
+    read = open_pairs(str(done.data), "auto", 16, tmp_path / "cache", options=options, max_bad=0.0).table
+    wanted = written(shards, done.manifest)
+    assert list(read.captions) == [caption for _, caption, _ in wanted]
+    if to != "csv":
+        assert list(read.keys) == [key for key, _, _ in wanted]
+    made = [item for u in find_units(str(done.data), "auto", tmp_path, options) for item in u.pairs(pytest.fail)]
+    assert [(item.pair.caption, item.pair.image) for item in made] == [row[1:] for row in wanted]
+
+
+def test_the_command_names_what_to_read(scan: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["repair", str(scan.folder), "--out", str(tmp_path / "out"), "--to", "parquet"]) == 0
+    said = "".join(capsys.readouterr().out.split("\n"))
+    assert f"pairs written to {tmp_path / 'out' / 'pairs'}" in said
+
+
+def test_new_shards_keep_the_json(
+    make_tar: Callable[..., Path], encoder: Any, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """Kept or re-paired: numbers, false, lists and objects come out as they went in."""
+    fields = {
+        "width": 640,
+        "score": 0.25,
+        "nsfw": False,
+        "url": None,
+        "face_bboxes": [[0, 0.5, 1, 1]],
+        "exif": {"a": []},
+    }
+    source = tmp_path / "in"
+    source.mkdir()
+    members = [
+        member
+        for i, pair in enumerate(pairs)
+        for member in (
+            (f"{pair.key}.png", pair.image),
+            (f"{pair.key}.txt", pair.caption.encode()),
+            (f"{pair.key}.json", json.dumps(fields | {"n": i}).encode()),
+        )
+    ]
+    make_tar(source / "00000.tar", members)
+    scan = Scan.run(source, encoder, tmp_path / "scan", ScanOptions(rule=Rule(alpha=0.1, seconded=4.0)))
+    done = repair(scan, tmp_path / "out", to="wds")
+    original = {row["key"]: row["caption"] for row in scan.rows(["key", "caption"])}
+    number = {pair.key: i for i, pair in enumerate(pairs)}
+    new = read_manifest(done.manifest).new_caption
+    made = [pair for path in (tmp_path / "out").glob("*.tar") for pair in read_shard(path, fields=True)]
+    assert len(made) == done.written and new
+    for pair in made:
+        kept = fields | {"n": number[pair.key]}
+        mended = {"original_caption": original[pair.key]} if pair.key in new else {}
+        assert json.dumps(pair.fields, sort_keys=True) == json.dumps(kept | mended, sort_keys=True)
 
 
 def test_datacomp_uids_are_those_kept_as_they_came(scan: Scan, tmp_path: Path) -> None:
@@ -156,7 +216,8 @@ def test_hf_needs_its_package_or_writes_a_data_set(scan: Scan, shards: Path, tmp
         assert not (tmp_path / "out").exists()
         return
     done = repair(scan, tmp_path / "out", to="hf")
-    made = datasets.load_from_disk(str(tmp_path / "out" / "dataset"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset", "manifest.parquet", "repair.json"]
+    made = datasets.load_from_disk(str(done.data))
     assert [(r["key"], r["caption"]) for r in made] == [row[:2] for row in written(shards, done.manifest)]
 
 

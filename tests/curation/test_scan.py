@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from otcclip.attacks import PoisonRecord, write_records
+from otcclip.cli import main
 from otcclip.curation import Rule, Scan, ScanOptions
 from otcclip.curation import passes as passes_module
 from otcclip.curation import scan as scan_module
@@ -191,6 +192,22 @@ def test_a_csv_is_scanned_in_pieces(pairs: list[Pair], encoder: Any, scan: Scan,
     found = rows(Scan.run(source, encoder, tmp_path / "out"))
     assert [row["caption"] for row in found] == [pair.caption for pair in pairs]
     np.testing.assert_allclose([row["p_value"] for row in found], [row["p_value"] for row in scan.rows()], atol=1e-3)
+
+
+def test_a_csv_of_images_in_another_folder(
+    pairs: list[Pair], encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`otcclip scan --image-root`: without it the paths would start from the working directory."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for pair in pairs[:120]:
+        (images / f"{pair.key}.png").write_bytes(pair.image)
+    source = tmp_path / "pairs.csv"
+    source.write_text("\n".join(["filepath\ttitle", *(f"{p.key}.png\t{p.caption}" for p in pairs[:120])]) + "\n")
+    monkeypatch.setattr("otcclip.curation.clip_encoder", lambda model, pretrained: encoder)
+    asked = ["scan", str(source), "--out", str(tmp_path / "out")]
+    assert main([*asked, "--image-root", str(images)]) == 0
+    assert [row["caption"] for row in rows(Scan.load(tmp_path / "out"))] == [pair.caption for pair in pairs[:120]]
 
 
 Break = Callable[[Path], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import struct
 import zlib
@@ -20,9 +19,9 @@ from otcclip.data.decode import (
     Limits,
     decode_caption,
     decode_image,
-    decode_metadata,
     printable,
 )
+from otcclip.data.metadata import decode_metadata
 
 
 def encode(array: np.ndarray, kind: str = "png", **options: object) -> bytes:
@@ -165,37 +164,6 @@ def test_captions() -> None:
             decode_caption(data)
         assert bad.value.reason == reason
     assert len(decode_caption(("ä" * 4096).encode())) == 4096
-
-
-def test_metadata() -> None:
-    data = json.dumps({"label": "bear", "width": 3, "nested": {"a": [1]}, "none": None, "ok": True}).encode()
-    assert decode_metadata(data) == {"label": "bear", "width": "3", "ok": "True"}
-
-
-@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' * 17 + b"1" + b"}" * 17])
-def test_a_json_bomb_is_refused_before_parsing(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("parsed"))
-    with pytest.raises(BadPair, match="metadata too deep"):
-        decode_metadata(data)
-
-
-def test_brackets_inside_strings_are_no_depth() -> None:
-    assert decode_metadata(json.dumps({"a": '[{"' * 50}).encode()) == {"a": '[{"' * 50}
-
-
-@pytest.mark.parametrize("data", [b"", b"nope", b"[1]", b'"text"', b"{", b'{"a": 1' + b"0" * 5000 + b"}"])
-def test_broken_metadata(data: bytes) -> None:
-    with pytest.raises(BadPair, match="broken metadata"):
-        decode_metadata(data)
-
-
-def test_half_a_surrogate_pair_can_be_written_afterwards() -> None:
-    assert decode_metadata(b'{"label": "a\\ud800"}')["label"].encode("utf-8") == b"a?"
-
-
-def test_an_over_long_label() -> None:
-    with pytest.raises(BadPair, match="caption too long"):
-        decode_metadata(json.dumps({"label": "x" * 5000}).encode())
 
 
 def test_printable_strips_what_a_terminal_would_obey() -> None:

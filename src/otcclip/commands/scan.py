@@ -25,6 +25,7 @@ def scan(
     csv_img_key: str | None = None,
     csv_caption_key: str | None = None,
     csv_separator: str = "\t",
+    image_root: str | None = None,
     poison: Path | None = None,
     max_bad: float = 0.05,
     max_pixels: int = 64_000_000,
@@ -53,6 +54,7 @@ def scan(
         csv_img_key: column of the image's path (CSV, Parquet).
         csv_caption_key: column of the caption (CSV, Parquet).
         csv_separator: between the columns of a CSV; \\t is a tab.
+        image_root: folder that relative image paths start from.
         poison: poison.parquet, where the truth is known: detection is then measured.
         max_bad: share of bad pairs past which the scan stops.
         max_pixels: most pixels an image may have.
@@ -77,7 +79,7 @@ def scan(
     limits = Limits(pixels=max_pixels)
     options = ScanOptions(
         dataset_type=dataset_type,
-        read=ReadOptions(csv_img_key, csv_caption_key, csv_separator, limits=limits),
+        read=ReadOptions(csv_img_key, csv_caption_key, csv_separator, image_root, limits=limits),
         detectors=detectors or tuple(DETECTORS),
         rule=Rule(alpha=alpha),
         reference=reference,

@@ -46,11 +46,16 @@ COLUMNS = ["key", "unit", "caption", *LEVELS, "best_caption", "best_key", "sha25
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was written: the manifest, counts by action, and pairs in the new data set (0 where none was asked for)."""
+    """What was written: the manifest, counts by action, and pairs in the new data set (0 where none was asked for).
+
+    Attributes:
+        data: the new data set, as a reader takes it; None where none was asked for.
+    """
 
     manifest: Path
     actions: dict[str, int]
     written: int
+    data: Path | None
 
 
 def repair(scan: Scan | Path | str, out: Path | str, rule: Rule | None = None, to: str | None = None) -> Repaired:
@@ -87,7 +92,8 @@ def repair(scan: Scan | Path | str, out: Path | str, rule: Rule | None = None, t
             sink.close()
         about = {"scan": str(scan.folder), "rule": rule.as_dict(), "to": to, "actions": actions, "written": written}
         write_json(folder / "repair.json", about)
-    return Repaired(target / "manifest.parquet", actions, written)
+    data = None if to is None else target / WRITERS[to].PLACE
+    return Repaired(target / "manifest.parquet", actions, written, data)
 
 
 def _decided(scan: Scan, rule: Rule) -> Iterator[pa.Table]:
@@ -143,7 +149,7 @@ def _by_unit(manifest: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
 
 def _pairs(unit: Unit, rows: dict[str, dict[str, Any]], limits: Limits) -> Iterator[Mended]:
     found: set[str] = set()
-    for item in track(unit.pairs(lambda skipped: None, limits), unit.name, len(rows)):
+    for item in track(unit.pairs(lambda skipped: None, limits, fields=True), unit.name, len(rows)):
         row = rows.get(item.pair.key)
         if row is None or item.pair.key in found:
             continue  # bad, or a key given twice: the scan did not judge it

@@ -40,14 +40,16 @@ class Unit:
     source: str
     rows: tuple[int, int] | None = None
 
-    def pairs(self, on_skip: Callable[[Skipped], None], limits: Limits = DEFAULT_LIMITS) -> Iterator[Item]:
-        """The unit's pairs, images still encoded.
+    def pairs(
+        self, on_skip: Callable[[Skipped], None], limits: Limits = DEFAULT_LIMITS, fields: bool = False
+    ) -> Iterator[Item]:
+        """The unit's pairs, images still encoded; with `fields` those of a shard carry their json member whole.
 
         Raises:
             UserError: the shard is missing, truncated or damaged.
         """
         if self.rows is None:
-            for found in locate_pairs(self.source, limits=limits, on_skip=on_skip, images=True):
+            for found in locate_pairs(self.source, limits=limits, on_skip=on_skip, images=True, fields=fields):
                 yield Item(found.pair, (found.offset, found.size))
             return
         table = PairTable.open(Path(self.source))

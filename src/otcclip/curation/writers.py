@@ -1,9 +1,9 @@
 """What a repaired data set is written as, one class a format. Images keep their bytes, and captions that were replaced
 stay beside the new ones.
 
-wds           tar shards, one a unit; a re-paired pair's json has `original_caption`
+wds           tar shards, one a unit; the json as it came, and a re-paired pair's with `original_caption`
 csv           pairs.csv (tab, filepath/title as open_clip reads it) and images/ under numbered names
-parquet       one Parquet a unit: key, caption, image, label, original_caption
+parquet       pairs/, one Parquet a unit: key, caption, image, label, original_caption
 datacomp-npy  uids.npy: the pairs kept as they came, as DataComp's resharder takes it; it cannot re-pair
 hf            a Hugging Face dataset on disk (extra `[hf]`)
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,9 @@ class Mended:
 
 
 class Writer(Protocol):
-    """Takes a folder to write into."""
+    """Takes a folder to write into. `PLACE` is what in it is the new data set, as a reader takes it."""
+
+    PLACE: str
 
     def __init__(self, folder: Path) -> None: ...
 
@@ -58,11 +60,13 @@ def _whole(mended: Mended) -> bytes:
 def _in_shard(mended: Mended) -> Pair:
     pair = mended.item.pair
     kept = {} if mended.original is None else {"original_caption": mended.original}
-    return Pair(pair.key, _whole(mended), mended.caption, pair.label, {**pair.metadata, **kept})
+    return replace(pair, image=_whole(mended), caption=mended.caption, metadata={**pair.metadata, **kept})
 
 
 class WebDatasetWriter:
     """`NAME.tar`, the same bytes each time."""
+
+    PLACE = "."
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,6 +80,8 @@ class WebDatasetWriter:
 
 class CsvWriter:
     """Names of image files are numbers: a key is a stranger's text and no path."""
+
+    PLACE = "pairs.csv"
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
@@ -99,8 +105,10 @@ class CsvWriter:
 
 
 class ParquetWriter:
-    """`NAME.parquet`, 1,000 pairs a row group."""
+    """`pairs/NAME.parquet`, 1,000 pairs a row group. A folder of its own: readers take every Parquet file of a folder,
+    and the manifest, which holds no pairs, lies outside."""
 
+    PLACE = "pairs"
     SCHEMA = pa.schema(
         [
             ("key", pa.string()),
@@ -112,7 +120,8 @@ class ParquetWriter:
     )
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / self.PLACE
+        self.folder.mkdir()
 
     def write(self, unit: str, pairs: Iterator[Mended]) -> int:
         count, held = 0, []
@@ -145,6 +154,8 @@ def row(mended: Mended) -> dict[str, Any]:
 class DataCompWriter:
     """`uids.npy`: sorted, each uid's 32 hex digits as two uint64 (DataComp, arXiv 2304.14108, its subset files)."""
 
+    PLACE = "uids.npy"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.uids: list[tuple[int, int]] = []
@@ -167,6 +178,8 @@ class DataCompWriter:
 class HfWriter:
     """`dataset/` as `datasets.load_from_disk` reads it."""
 
+    PLACE = "dataset"
+
     def __init__(self, folder: Path) -> None:
         try:
             import datasets
@@ -177,17 +190,16 @@ class HfWriter:
         self.inner = ParquetWriter(folder)
 
     def write(self, unit: str, pairs: Iterator[Mended]) -> int:
-        self.parts.append(self.folder / f"{unit}.parquet")
+        self.parts.append(self.inner.folder / f"{unit}.parquet")
         return self.inner.write(unit, pairs)
 
     def close(self) -> None:
         files = [str(path) for path in self.parts]
         cache = self.folder / ".cache"
         made = self.datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
-        made.cast_column("image", self.datasets.Image()).save_to_disk(str(self.folder / "dataset"))
+        made.cast_column("image", self.datasets.Image()).save_to_disk(str(self.folder / self.PLACE))
         shutil.rmtree(cache, ignore_errors=True)
-        for path in self.parts:
-            path.unlink()
+        shutil.rmtree(self.inner.folder)
 
 
 WRITERS: Mapping[str, type[Any]] = {

@@ -7,13 +7,13 @@ from otcclip.data.decode import (
     Limits,
     decode_caption,
     decode_image,
-    decode_metadata,
     printable,
 )
 from otcclip.data.emoji import EmojiCorpus, build_emoji
 from otcclip.data.emoji_load import EmojiSplit, load_emoji
 from otcclip.data.images import DecodedOnDemand, ImageSource
 from otcclip.data.index import PairData, open_pairs
+from otcclip.data.metadata import decode_metadata
 from otcclip.data.pairs import Pair, PairStore, concatenate
 from otcclip.data.readers import READERS, ReadOptions
 from otcclip.data.shards import Skipped, expand_shards, read_shard, write_shard

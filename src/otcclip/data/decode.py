@@ -7,12 +7,11 @@ with a reason from the short list below, so bad pairs can be counted by reason; 
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,39 +179,6 @@ def decode_caption(data: bytes, limits: Limits = DEFAULT_LIMITS) -> str:
     if len(text) > limits.caption_chars:
         raise BadPair("caption too long")
     return text
-
-
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-
-
-def decode_metadata(data: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:
-    """A JSON object's scalar fields as strings; nested values are dropped, null is left out.
-
-    Raises:
-        BadPair: not a JSON object, or nested deeper than the cap (checked before parsing: the parser
-            recurses).
-    """
-    depth = deepest = 0
-    for bracket in re.findall(rb"[\[\]{}]", _STRING.sub(b"", data)):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > limits.json_depth:
-        raise BadPair("metadata too deep")
-    try:
-        value: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadPair("broken metadata") from error
-    if not isinstance(value, dict):
-        raise BadPair("broken metadata")
-    fields = {_text(k): _text(v) for k, v in value.items() if isinstance(v, str | int | float)}
-    if any(len(v) > limits.caption_chars for k, v in fields.items() if k in ("label", "source")):
-        raise BadPair("caption too long")
-    return fields
-
-
-def _text(value: str | int | float) -> str:
-    """As a string that can be written as UTF-8: JSON may hold half a surrogate pair."""
-    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 _ESCAPE = re.compile(

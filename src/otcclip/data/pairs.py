@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Pair:
-    """One image-caption pair as read: encoded image bytes, caption, optional label and metadata."""
+    """One image-caption pair as read: encoded image bytes, caption, optional label and metadata.
+
+    Attributes:
+        metadata: the json member's scalar fields as strings, without the label.
+        fields: the json member itself, numbers, lists and objects as they came; empty where the reader was not asked
+            for it. `write_shard` writes it back under what `metadata` and `label` say.
+    """
 
     key: str
     image: bytes
     caption: str
     label: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from otcclip.data.decode import (
     Limits,
     Reason,
     decode_caption,
-    decode_metadata,
     image_kind,
     printable,
 )
 from otcclip.data.members import Member, members_of, split_name
+from otcclip.data.metadata import fields_of, parse_metadata, strings_of, writable
 from otcclip.data.names import KEY_FIELD, key_of, member_name
 from otcclip.data.pairs import Pair
 from otcclip.errors import UserError
@@ -49,8 +49,8 @@ def write_shard(path: Path | str, pairs: Iterable[Pair], image_extension: str | 
     With no `image_extension` each image gets that of its own first bytes (`png` where they say nothing).
 
     The same pairs give the same bytes: no times, users or hash order. The json member holds the pair's
-    metadata and, where it has one, its label. A key that is no safe name of a member (`im/0.png`, `../x`) is
-    percent-encoded there and stands in the json member as `__key__`; `read_shard` gives it back.
+    metadata, its label, where it has one, and its `fields`. A key that is no safe name of a member (`im/0.png`,
+    `../x`) is percent-encoded there and stands in the json member as `__key__`; `read_shard` gives it back.
 
     Raises:
         UserError: the disk cannot be written to, or a pair is no text or has metadata called `__key__`; nothing is
@@ -79,7 +79,7 @@ def _members_of(pair: Pair, image_extension: str | None) -> dict[str, str | byte
     shown = printable(pair.key)[:60]
     if KEY_FIELD in pair.metadata:
         raise UserError(f"pair {shown!r}: its metadata hold {KEY_FIELD!r}, the name that keys are kept under")
-    fields = dict(pair.metadata) | ({} if pair.label is None else {"label": pair.label})
+    fields = fields_of(pair)
     try:
         name = member_name(pair.key)
         fields |= {} if name == pair.key else {KEY_FIELD: pair.key}
@@ -123,18 +123,23 @@ def expand_shards(shards: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def read_shard(
-    shard: str | Path, *, limits: Limits = DEFAULT_LIMITS, on_skip: Callable[[Skipped], None] | None = None
+    shard: str | Path,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    on_skip: Callable[[Skipped], None] | None = None,
+    fields: bool = False,
 ) -> Iterator[Pair]:
     """The pairs of one tar (local path or fsspec URL), in its order; images stay encoded.
 
     `label` and `metadata` come from the json member, and the key where that is no name of a member. Members of
     other kinds are never opened; a pair without an image because its image is of another kind is skipped as "not
-    an allowed format". Skipped pairs go to `on_skip`.
+    an allowed format". Skipped pairs go to `on_skip`. With `fields` each pair carries its json member whole, to be
+    written back.
 
     Raises:
         UserError: the shard is missing, not an (uncompressed) tar, truncated or damaged.
     """
-    for located in locate_pairs(shard, limits=limits, on_skip=on_skip, images=True):
+    for located in locate_pairs(shard, limits=limits, on_skip=on_skip, images=True, fields=fields):
         yield located.pair
 
 
@@ -153,11 +158,12 @@ def locate_pairs(
     limits: Limits = DEFAULT_LIMITS,
     on_skip: Callable[[Skipped], None] | None = None,
     images: bool = False,
+    fields: bool = False,
 ) -> Iterator[Located]:
     """The pairs of one tar as `read_shard` gives them, with the place of each image in the tar.
 
     Without `images` the images are passed over unread (`pair.image` is empty), so a shard is indexed at the cost of its
-    captions.
+    captions. Without `fields` the json member's nested values are let go.
 
     Raises:
         UserError: as `read_shard`.
@@ -165,13 +171,13 @@ def locate_pairs(
     name = str(shard)
     for key, members in _samples(name, limits, images):
         try:
-            yield _located(key, members, limits)
+            yield _located(key, members, limits, fields)
         except BadPair as bad:
             if on_skip is not None:
                 on_skip(Skipped(key, name, bad.reason))
 
 
-def _located(key: str, members: dict[str, Member], limits: Limits) -> Located:
+def _located(key: str, members: dict[str, Member], limits: Limits, fields: bool) -> Located:
     for member in members.values():
         if isinstance(member.content, str) and member.content != "not an allowed format":
             raise BadPair(member.content)
@@ -183,11 +189,13 @@ def _located(key: str, members: dict[str, Member], limits: Limits) -> Located:
     if "txt" not in data:
         raise BadPair("no caption")
     caption = decode_caption(data["txt"], limits)
-    metadata = decode_metadata(data["json"], limits) if "json" in data else {}
+    parsed = parse_metadata(data["json"], limits) if "json" in data else {}
+    metadata = strings_of(parsed)
     label = metadata.pop("label", None)
     key = key_of(key, metadata)
     assert isinstance(image.content, bytes)
-    return Located(Pair(key, image.content, caption, label, metadata), image.offset, image.size)
+    pair = Pair(key, image.content, caption, label, metadata, writable(parsed) if fields else {})
+    return Located(pair, image.offset, image.size)
 
 
 def _samples(shard: str, limits: Limits, images: bool) -> Iterator[tuple[str, dict[str, Member]]]:
