@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from otcclip.cli import main
+from otcclip.commands.repair import repair as command
 from otcclip.curation import Rule, Scan, ScanOptions
+from otcclip.curation.encoders import ScanEncoder
 from otcclip.curation.repair import repair
 from otcclip.curation.units import find_units
 from otcclip.data import Pair, ReadOptions, open_pairs, read_shard, write_shard
+from otcclip.data.decode import Limits
 from otcclip.data.manifest import apply_manifest, read_manifest
 from otcclip.errors import UserError
 
@@ -248,3 +253,92 @@ def test_nothing_is_overwritten_and_formats_are_named(scan: Scan, shards: Path, 
         repair(scan, shards)
     with pytest.raises(UserError, match=r"--to 'wbs'; did you mean 'wds'"):
         repair(scan, tmp_path / "out", to="wbs")
+
+
+def big(side: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def narrow(pairs: list[Pair], encoder: ScanEncoder, tmp_path: Path) -> Scan:
+    """A scan of `tmp_path / "source"` that skipped a pair for its pixels, one that stands there twice, and the bad twin
+    of one that it judged; and a second pair of a key."""
+    (tmp_path / "source").mkdir()
+    wide = [replace(pair, image=big(100)) for pair in pairs]
+    write_shard(tmp_path / "source" / "a.tar", [*pairs[:3], *wide[3:6], *pairs[6:60]])
+    write_shard(tmp_path / "source" / "b.tar", [pairs[0], wide[4], pairs[5], *pairs[60:100]])
+    return Scan.run(
+        tmp_path / "source", encoder, tmp_path / "out", ScanOptions(limits=Limits(pixels=5000), max_bad=0.2)
+    )
+
+
+def test_what_the_scan_skipped_is_left_out_of_training(
+    narrow: Scan, pairs: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert narrow.summary()["skipped"] == {"too many pixels": 4, "duplicate key": 1}
+    done = repair(narrow, tmp_path / "repaired", to="wds")
+    assert (done.skipped, sum(done.actions.values())) == (2, 98)
+    rows = pq.read_table(done.manifest).to_pylist()
+    assert [row["key"] for row in rows[98:]] == [pairs[3].key, pairs[4].key]
+    assert all({name for name, value in row.items() if value is not None} == {"key", "action"} for row in rows[98:])
+    manifest = read_manifest(done.manifest)
+    assert {pairs[3].key, pairs[4].key} <= manifest.drop and len(manifest) == 100
+    counts = json.loads((tmp_path / "repaired" / "repair.json").read_text())
+    assert counts["skipped"] == 2 and counts["actions"] == done.actions and counts["written"] == done.written
+    assert done.written == done.actions["keep"] + done.actions["re-pair"]
+
+    data = open_pairs(str(tmp_path / "source"), "webdataset", 16, tmp_path / "cache")
+    assert {pairs[3].key, pairs[4].key} <= set(data.table.keys), "training, with its own limits, meets them"
+    with pytest.raises(UserError, match="says nothing of pair"):
+        data.under(read_manifest(narrow.folder / "scan.parquet"))
+    trained = data.under(manifest).table.keys
+    assert set(trained) == manifest.keep | set(manifest.new_caption) and len(trained) == len(data) - len(manifest.drop)
+
+    command(narrow.folder, tmp_path / "by command")
+    assert "\n2 more, which the scan skipped (see skipped.parquet): drop\n" in capsys.readouterr().out
+
+
+def test_skipped_pairs_in_batches_are_listed_once(
+    narrow: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pq.read_table(repair(narrow, tmp_path / "whole").manifest)
+    real = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda file, **named: real(file, batch_size=1, **named))
+    assert pq.read_table(repair(narrow, tmp_path / "single").manifest) == whole
+
+
+def test_a_scan_that_was_moved_is_repaired_from_elsewhere(
+    pairs: list[Pair], encoder: ScanEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {name: [getattr(pair, name) for pair in pairs[:60]] for name in ("key", "image", "caption")}
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    pq.write_table(pa.table(columns), "data/pairs.parquet")
+    Scan.run("data", encoder, "scan")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move("scan", "elsewhere/moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = repair("moved", "out", to="wds")
+    assert done.written and done.written == len(list(read_shard(next(Path("out").glob("*.tar")))))
+
+
+def test_a_source_that_grew_is_not_gone_on_with(pairs: list[Pair], encoder: ScanEncoder, tmp_path: Path) -> None:
+    def line(pair: Pair) -> str:
+        (tmp_path / f"{pair.key}.png").write_bytes(pair.image)
+        return f"{tmp_path / pair.key}.png\t{pair.caption}\n"
+
+    source = tmp_path / "pairs.csv"
+    source.write_text("filepath\ttitle\n" + "".join(map(line, pairs[:60])))
+    scan = Scan.run(source, encoder, tmp_path / "scan")
+    repair(scan, tmp_path / "as it was", to="csv")
+    with source.open("a") as handle:
+        handle.writelines(map(line, pairs[60:68]))
+    for again in (
+        lambda: Scan.run(source, encoder, tmp_path / "scan", ScanOptions(resume=True)),
+        lambda: repair(scan, tmp_path / "out", to="csv"),
+    ):
+        with pytest.raises(UserError, match=r"pairs\.csv: changed since it was indexed; name another --out"):
+            again()
+    assert not (tmp_path / "out").exists()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from otcclip.curation.units import Item, Unit, find_units
+from otcclip.curation.units import INDEX, INDEXED, SPOOL, Item, Unit, find_units
 from otcclip.data import Pair
 from otcclip.data.decode import Box
-from otcclip.data.table import Row, TableBuilder
+from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
 
@@ -55,3 +58,84 @@ def test_an_image_of_an_index_again_with_its_region(pairs: list[Pair], tmp_path:
     (tmp_path / "3.png").unlink()
     with pytest.raises(UserError, match=r"3\.png: changed since it was scanned \(no image\)"):
         again(unit, found)
+
+
+@pytest.fixture
+def parquet(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Forty pairs in a folder named relatively to the working directory, which is `tmp_path / "here"`."""
+    (tmp_path / "here" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    columns = {name: [getattr(pair, name) for pair in pairs[:40]] for name in ("key", "image", "caption")}
+    pq.write_table(pa.table(columns), "data/pairs.parquet")
+    return "data"
+
+
+def more(source: str, pairs: list[Pair]) -> None:
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in ("key", "image", "caption")}
+    pq.write_table(pa.table(columns), f"{source}/more.parquet")
+
+
+def test_a_source_that_changed_since_it_was_indexed_is_one_line(
+    parquet: str, pairs: list[Pair], tmp_path: Path
+) -> None:
+    folder = tmp_path / "scan"
+    first = find_units(parquet, "auto", folder)
+    assert find_units(parquet, "auto", folder) == first and first[0].rows == (0, 40)
+    more(parquet, pairs[40:48])
+    with pytest.raises(UserError, match=r"^data: changed since it was indexed; name another --out"):
+        find_units(parquet, "auto", folder)
+    assert find_units(parquet, "auto", tmp_path / "another")[0].rows == (0, 48)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_an_index_of_which_nobody_knows_the_source_is_refused(text: str | None, parquet: str, tmp_path: Path) -> None:
+    find_units(parquet, "auto", tmp_path / "scan")
+    path = tmp_path / "scan" / INDEXED
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=r"^data: index\.json .* missing or damaged.*; name another --out"):
+        find_units(parquet, "auto", tmp_path / "scan")
+
+
+def test_a_source_that_changes_while_it_is_indexed_is_one_line(
+    parquet: str, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TableBuilder.build
+
+    def changed(self: TableBuilder) -> PairTable:
+        more(parquet, pairs[40:48])
+        return real(self)
+
+    monkeypatch.setattr(TableBuilder, "build", changed)
+    with pytest.raises(UserError, match="changed since it was indexed"):
+        find_units(parquet, "auto", tmp_path / "scan")
+
+
+def test_an_index_and_its_spool_may_be_moved_and_read_from_elsewhere(
+    parquet: str, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_units(parquet, "auto", Path("scan"))
+    assert sorted(path.name for path in Path("scan").iterdir()) == [INDEX, SPOOL, INDEXED, "skipped"]
+    shutil.move("scan", tmp_path / "moved")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    for folder in (tmp_path / "moved", Path("../moved")):  # the source is not to be seen from here, nor its format
+        found = [item.pair for unit in find_units(parquet, "auto", folder) for item in items(unit)]
+        assert [(pair.key, pair.image) for pair in found] == [(pair.key, pair.image) for pair in pairs[:40]]
+
+
+def test_jobs_that_index_at_once_leave_one_index(
+    parquet: str, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second job begins and ends while the first has read all and written nothing."""
+    real, folder = TableBuilder.build, tmp_path / "scan"
+
+    def second(self: TableBuilder) -> PairTable:
+        monkeypatch.setattr(TableBuilder, "build", real)
+        find_units(parquet, "auto", folder)
+        return real(self)
+
+    monkeypatch.setattr(TableBuilder, "build", second)
+    for _ in range(2):
+        found = [item.pair.image for unit in find_units(parquet, "auto", folder) for item in items(unit)]
+        assert found == [pair.image for pair in pairs[:40]]
+    assert not list(folder.glob(f".{SPOOL}*"))

@@ -43,6 +43,8 @@ def repair(
     rule = replace(rule, repair=rule.repair and not no_repair, **given)
     result = run(done, out, rule, to)
     print(", ".join(f"{count:,} {name}" for name, count in result.actions.items()))
+    if result.skipped:
+        print(f"{result.skipped:,} more, which the scan skipped (see skipped.parquet): drop")
     if result.data is not None:
         print(f"{result.written:,} pairs written to {result.data}")
     print(f"manifest: {result.manifest}; use it with `otcclip train --manifest {result.manifest}`")

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from otcclip.curation.decide import DROP, KEEP, REPAIR, Rule
-from otcclip.curation.scan import ROWS, Scan
+from otcclip.curation.scan import ROWS, SKIPPED, Scan
 from otcclip.curation.units import Unit, find_units
 from otcclip.curation.writers import WRITERS, Mended
 from otcclip.data.atomic import atomic_folder, write_json
 from otcclip.data.decode import Limits
+from otcclip.data.keys import first_of_each, hash_keys
 from otcclip.data.readers import ReadOptions
 from otcclip.errors import UserError
 from otcclip.progress import track
@@ -49,11 +51,14 @@ class Repaired:
     """What was written: the manifest, counts by action, and pairs in the new data set (0 where none was asked for).
 
     Attributes:
+        actions: of the pairs that were judged.
+        skipped: pairs that the scan skipped: they are dropped too, and counted here alone.
         data: the new data set, as a reader takes it; None where none was asked for.
     """
 
     manifest: Path
     actions: dict[str, int]
+    skipped: int
     written: int
     data: Path | None
 
@@ -79,21 +84,24 @@ def repair(scan: Scan | Path | str, out: Path | str, rule: Rule | None = None, t
     settings, rule = scan.settings(), rule or scan.rule()
     actions = dict.fromkeys((KEEP, REPAIR, DROP), 0)
     with atomic_folder(target) as folder:
-        written = 0
+        written = skipped = 0
         with pq.ParquetWriter(folder / "manifest.parquet", MANIFEST) as writer:
             for table in _decided(scan, rule):
                 writer.write_table(table)
                 for name in actions:
                     actions[name] += table["action"].to_pylist().count(name)
+            for table in _skipped(scan):
+                writer.write_table(table)
+                skipped += len(table)
         if to is not None:
             sink = WRITERS[to](folder)
             for unit, pairs in _mended(scan, settings, folder / "manifest.parquet"):
                 written += sink.write(unit, pairs)
             sink.close()
-        about = {"scan": str(scan.folder), "rule": rule.as_dict(), "to": to, "actions": actions, "written": written}
-        write_json(folder / "repair.json", about)
+        about = {"scan": str(scan.folder), "rule": rule.as_dict(), "to": to}
+        write_json(folder / "repair.json", about | {"actions": actions, "skipped": skipped, "written": written})
     data = None if to is None else target / WRITERS[to].PLACE
-    return Repaired(target / "manifest.parquet", actions, written, data)
+    return Repaired(target / "manifest.parquet", actions, skipped, written, data)
 
 
 def _decided(scan: Scan, rule: Rule) -> Iterator[pa.Table]:
@@ -117,6 +125,31 @@ def _decided(scan: Scan, rule: Rule) -> Iterator[pa.Table]:
         yield pa.table(columns, schema=MANIFEST)
 
 
+def _skipped(scan: Scan) -> Iterator[pa.Table]:
+    """The manifest's rows of what the scan skipped, a batch at a time: dropped, each key once, nothing else known.
+
+    Whoever trains on the source meets these pairs again, perhaps as usable ones (he has other limits). Eight bytes a
+    skipped pair are held.
+    """
+    parts = [hash_keys(keys) for keys in _skipped_keys(scan)]
+    left = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.uint64)
+    for batch in scan.batches(["key"]) if len(left) else ():  # a key's bad twin: the key was judged
+        left = left[~np.isin(left, hash_keys(batch["key"].to_pylist()))]
+    for keys in _skipped_keys(scan):
+        hashes = hash_keys(keys)
+        new = np.isin(hashes, left) & first_of_each(hashes)
+        left = left[~np.isin(left, hashes)]
+        named = pa.array(keys, pa.large_string()).filter(pa.array(new))
+        columns = {"key": named, "action": pa.array([DROP] * len(named), pa.string())}
+        yield pa.table([columns.get(field.name, pa.nulls(len(named), field.type)) for field in MANIFEST], MANIFEST)
+
+
+def _skipped_keys(scan: Scan) -> Iterator[list[str]]:
+    """Keys of `skipped.parquet`, a batch at a time, without second pairs of a key: the first was judged or listed."""
+    for batch in scan.batches(["key", "reason"], SKIPPED):
+        yield batch["key"].filter(pc.not_equal(batch["reason"], "duplicate key")).to_pylist()
+
+
 def _mended(scan: Scan, settings: dict[str, Any], manifest: Path) -> Iterator[tuple[str, Iterator[Mended]]]:
     """Unit by unit, the pairs that stay, under the captions in force."""
     try:
@@ -132,12 +165,12 @@ def _mended(scan: Scan, settings: dict[str, Any], manifest: Path) -> Iterator[tu
 
 
 def _by_unit(manifest: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-    """Unit -> key -> row, one unit at a time: rows of a unit lie together."""
+    """Unit -> key -> row, one unit at a time: rows of a unit lie together. Pairs that were not judged have none."""
     name = ""
     rows: dict[str, dict[str, Any]] = {}
     with pq.ParquetFile(manifest) as file:
         for batch in file.iter_batches():
-            for row in batch.to_pylist():
+            for row in batch.filter(pc.is_valid(batch["unit"])).to_pylist():
                 if row["unit"] != name and rows:
                     yield name, rows
                     rows = {}

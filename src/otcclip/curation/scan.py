@@ -36,8 +36,8 @@ from otcclip.data.atomic import atomic_folder, write_json
 from otcclip.detectors import make
 from otcclip.errors import UserError
 
-SETTINGS, SUMMARY, ROWS = "scan.json", "summary.json", "scan.parquet"
-RESULTS = (SETTINGS, SUMMARY, ROWS, "skipped.parquet", "gallery.parquet", "report.html")
+SETTINGS, SUMMARY, ROWS, SKIPPED = "scan.json", "summary.json", "scan.parquet", "skipped.parquet"
+RESULTS = (SETTINGS, SUMMARY, ROWS, SKIPPED, "gallery.parquet", "report.html")
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class Scan:
         for batch in self.batches(columns):
             yield from batch.to_pylist()
 
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """ScanRows some at a time.
+    def batches(self, columns: list[str] | None = None, name: str = ROWS) -> Iterator[pa.RecordBatch]:
+        """ScanRows some at a time, or the rows of the folder's other Parquet `name`.
 
         Raises:
             UserError: damaged, or one of the `columns` is missing.
         """
-        path = self.folder / ROWS
+        path = self.folder / name
         with _parquet(path) as file:
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise UserError(f"{path}: column {min(missing)!r} is missing")

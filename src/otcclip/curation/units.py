@@ -1,20 +1,23 @@
 """The units of a scan: what is read, encoded, scored and written as one piece, and retried as one piece.
 
 A tar shard is a unit. Sources that have no shards (CSV, Parquet, COCO, ...) are indexed once and cut every 4,096 rows.
+The index stands for the source from then on, so it is refused where the source is not what was indexed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from otcclip.data.atomic import disk_errors
+from otcclip.data.atomic import disk_errors, write_json
 from otcclip.data.decode import DEFAULT_LIMITS, BadPair, Box, Limits, printable
 from otcclip.data.images import Gone, read_bytes
+from otcclip.data.index import fingerprint
 from otcclip.data.pairs import Pair
 from otcclip.data.readers import ReadOptions, Spool, find_reader
 from otcclip.data.shards import Skipped, expand_shards, locate_pairs
@@ -23,7 +26,7 @@ from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
 ROWS = 4096
-INDEX, SPOOL, INDEX_SKIPPED = "index.arrow", "index.bin", "index-skipped"
+INDEX, SPOOL, INDEXED, INDEX_SKIPPED = "index.arrow", "index.bin", "index.json", "index-skipped"
 
 
 @dataclass(frozen=True)
@@ -104,22 +107,47 @@ def find_units(
     """The units of `source`; an index for formats without shards is made in `folder` (once).
 
     Raises:
-        UserError: nothing there, an unknown format, or a damaged source.
+        UserError: nothing there, an unknown format, a damaged source, or one that changed since it was indexed.
     """
-    items = [source] if isinstance(source, str | Path) else list(source)
-    if len(items) > 1 and dataset_type not in ("auto", "webdataset"):
-        raise UserError(f"--dataset-type {dataset_type}: takes one source, {len(items)} were named")
-    name = "webdataset" if len(items) > 1 else find_reader(dataset_type, str(items[0]))[0]
-    if name == "webdataset" or (name == "img2dataset" and any(Path(items[0]).glob("*.tar"))):
-        shards = expand_shards([part for item in items for part in str(item).split("::")])
-        return tuple(Unit(_name(i, shard), shard) for i, shard in enumerate(shards))
+    items = [str(source)] if isinstance(source, str | Path) else [str(item) for item in source]
     path = folder / INDEX
-    if not path.is_file():
-        _index(str(items[0]), name, folder, options or ReadOptions())
+    if not path.is_file():  # where it is, the format is known, and the source may not be seen from here
+        name = _format(items, dataset_type)
+        if name == "webdataset" or (name == "img2dataset" and any(Path(items[0]).glob("*.tar"))):
+            shards = expand_shards([part for item in items for part in item.split("::")])
+            return tuple(Unit(_name(i, shard), shard) for i, shard in enumerate(shards))
+        _index(items[0], name, folder, options or ReadOptions())
+    _check_unchanged(items[0], folder)
     n = len(PairTable.open(path))
     if n == 0:
-        raise UserError(f"{printable(str(items[0]))}: holds no usable pair")
+        raise UserError(f"{printable(items[0])}: holds no usable pair")
     return tuple(Unit(f"rows-{a:09d}", str(path), (a, min(a + ROWS, n))) for a in range(0, n, ROWS))
+
+
+def _format(items: Sequence[str], dataset_type: str) -> str:
+    if len(items) == 1:
+        return find_reader(dataset_type, items[0])[0]
+    if dataset_type not in ("auto", "webdataset"):
+        raise UserError(f"--dataset-type {dataset_type}: takes one source, {len(items)} were named")
+    return "webdataset"
+
+
+def _check_unchanged(source: str, folder: Path) -> None:
+    """Raises UserError where the source is there and is not what was indexed, or where that is not known.
+
+    A source that is not there is not missed: a scan's folder may have been taken elsewhere with its index and spool.
+    """
+    try:
+        indexed = json.loads((folder / INDEXED).read_text("utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        why = f"{INDEXED} beside its index is missing or damaged, so nobody knows whether it changed"
+        raise UserError(f"{printable(source)}: {why}; name another --out and scan it again") from None
+    if os.access(source, os.F_OK) and _fingerprint(source) != indexed:
+        raise UserError(f"{printable(source)}: changed since it was indexed; name another --out and scan it again")
+
+
+def _fingerprint(source: str) -> str:
+    return hashlib.sha256(json.dumps(fingerprint([source])).encode()).hexdigest()
 
 
 def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
@@ -127,6 +155,7 @@ def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
     skipped: list[Skipped] = []
     making = folder / f".{SPOOL}.{os.getpid()}-{secrets.token_hex(4)}"  # jobs that share the folder may all be here
     spool = Spool(making)
+    before = _fingerprint(source)  # a change while it is read will show
 
     def rows() -> Iterator[Row]:
         for row in find_reader(name, source)[1](source, options, spool):
@@ -136,7 +165,7 @@ def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
                 yield row
 
     try:
-        table = TableBuilder().extend(rows()).build().moved(str(making), str(folder / SPOOL))
+        table = TableBuilder().extend(rows()).build().beside(making, SPOOL)
         spool.close()
         if making.exists():
             with disk_errors(making):
@@ -145,6 +174,7 @@ def _index(source: str, name: str, folder: Path, options: ReadOptions) -> None:
         spool.close()
         making.unlink(missing_ok=True)
     write_skipped(folder / "skipped" / f"{INDEX_SKIPPED}.parquet", skipped)
+    write_json(folder / INDEXED, {"fingerprint": before})
     table.save(folder / INDEX)
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -113,11 +113,12 @@ def open_pairs(
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: at least 1")
     name, _ = find_reader(dataset_type, source)
+    items = expand_shards(source.split("::")) if name == "webdataset" else [source]
     options = options or ReadOptions()
     depends = {
         "format": FORMAT,
         "source": [source, name],
-        "files": _fingerprint(source, name),
+        "files": fingerprint(items),
         "options": asdict(options),
         "image_size": image_size,
         "limit": limit,
@@ -129,17 +130,20 @@ def open_pairs(
     return _open(folder, image_size, max_bad, workers, options)
 
 
-def _fingerprint(source: str, name: str) -> list[list[str | int]]:
-    """Path, size and time of every file that the rows come from; addresses alone for remote ones."""
-    items = expand_shards(source.split("::")) if name == "webdataset" else [source]
+def fingerprint(items: Sequence[str]) -> list[list[str | int]]:
+    """Path, size in bytes and time (ns) of every file of a source: of a folder, its own files; addresses alone.
+
+    Raises:
+        UserError: missing, or not to be looked at.
+    """
     out: list[list[str | int]] = []
     for item in items:
         if "://" in item:
             out.append([item, 0, 0])
             continue
         path = Path(item)
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         try:
+            files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
             out.extend([str(file), (seen := file.stat()).st_size, seen.st_mtime_ns] for file in files)
         except OSError as error:
             raise UserError(f"{printable(str(path))}: cannot read: {error.strerror or error}") from error
@@ -169,8 +173,7 @@ def _build(
         keep = len(table) * 3 * size * size <= decoded_gib * 2**30
         good = _decode_all(table, making / DECODED if keep else None, size, options, workers, skipped)
         check_bad(skipped, len(table) + len(skipped) - int((~good).sum()), max_bad)
-        # The spool moves with its folder; rows name it by where it will be.
-        final = table.take(good).moved(str(making / SPOOLED), str(folder / SPOOLED))
+        final = table.take(good).beside(making / SPOOLED, SPOOLED)
         final.save(making / TABLE)
         write_skipped(making / SKIPPED, skipped)
         write_json(making / CARD, {"pairs": len(final), "skipped": len(skipped), "decoded": keep, "source": source})

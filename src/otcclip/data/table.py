@@ -25,6 +25,7 @@ from otcclip.errors import UserError
 WHOLE_FILE = -1
 # Where the file names stand in the schema. Indexes that lack it joined them by newlines, which a path may hold.
 FILES = b"otcclip.files.json"
+BESIDE = "\0"  # stands before the name of a file in the index's own folder; no path that a data set names may hold it
 
 SCHEMA = pa.schema(
     [
@@ -113,9 +114,9 @@ class PairTable:
             self._columns.set_column(place, SCHEMA.field("caption"), pa.array(captions, pa.large_string())), self.files
         )
 
-    def moved(self, old: str, new: str) -> PairTable:
-        """The same rows with the file `old` now called `new`."""
-        return PairTable(self._columns, [new if file == old else file for file in self.files])
+    def beside(self, old: Path, name: str) -> PairTable:
+        """The same rows, to be saved: the file `old` will be `name` in the index's own folder, wherever that is."""
+        return PairTable(self._columns, [BESIDE + name if file == str(old) else file for file in self.files])
 
     def save(self, path: Path) -> None:
         """Write an Arrow file, whole or not at all. Raises UserError on a full disk."""
@@ -153,7 +154,8 @@ def _opened(path: Path, device: int, inode: int, size: int, changed: int) -> Pai
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     if table.schema.names != SCHEMA.names:
         raise ValueError(f"columns {table.schema.names}")
-    return PairTable(table, _files(table.schema), path)
+    files = [str(path.with_name(file[1:])) if file.startswith(BESIDE) else file for file in _files(table.schema)]
+    return PairTable(table, files, path)
 
 
 def _files(schema: pa.Schema) -> list[str]:
