@@ -23,7 +23,15 @@ from otcclip import defenses
 from otcclip.defenses.base import PairBatch, training_pairs
 from otcclip.defenses.losses import clip_loss
 from otcclip.models import create_two_tower
-from otcclip.training.distributed import ALONE, GlobalBatchNorm2d, World, average_gradients, join, leave
+from otcclip.training.distributed import (
+    ALONE,
+    GlobalBatchNorm2d,
+    World,
+    average_gradients,
+    join,
+    leave,
+    synchronise_batch_norm,
+)
 from otcclip.training.towers import Share, SpreadTower
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "two_processes.py"
@@ -83,6 +91,7 @@ def features_case(world: World, chunks: int) -> dict[str, Any]:
 def few_rows_case(world: World) -> torch.Tensor:
     """Gradient of the first weights where one rank has fewer rows than there are chunks; batch norms meet."""
     model = create_two_tower("otcclip-tiny", seed=0).train()
+    synchronise_batch_norm(model, world)
     images = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     tower = SpreadTower(model, world, 2)
     part = tower.image(Share.of(images[world.share(9)], 9, world)[torch.tensor([0, 5, 6, 7, 8])])

@@ -33,13 +33,14 @@ def _wants(spec: Spec, option: str) -> bool:
 
 
 def file_digests(specs: Iterable[Spec]) -> dict[str, str]:
-    """Of what the attacks' own files hold, by option: a patch, or the weights of a run that is looked into."""
+    """Of what the attacks' own files hold, by attack (its name in the run) and option: a patch, or the weights of a run
+    that is looked into."""
     out = {}
     for spec in specs:
         given = options_of("attack", attacks.ATTACKS, spec)
         for option, inside in (("patch", "."), ("surrogate", WEIGHTS)):
             if given.get(option):
-                out[f"{spec} {option}"] = file_digest(Path(given[option]) / inside)
+                out[f"{given.get('name', spec.name)} {option}"] = file_digest(Path(given[option]) / inside)
     return out
 
 
