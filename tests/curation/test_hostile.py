@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from otcclip.attacks import PoisonRecord, write_records
 from otcclip.curation import Scan, ScanOptions
 from otcclip.curation.story import print_summary
 from otcclip.data import Pair
@@ -104,6 +105,17 @@ def test_captions_that_attack_whoever_shows_them(
     assert shown["evil0"] == SCRIPT and not re.search(r"[\x00-\x1f\u202a-\u202e]", "".join(data["caption"]))
     print_summary(scan)
     assert "\x1b]" not in capsys.readouterr().out
+
+
+def test_an_attack_is_named_as_it_is_written(
+    pairs: list[Pair], encoder: Any, make_tar: Tar, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a poison file calls an attack is text and no markup."""
+    truth, name = tmp_path / "poison.parquet", "a[/x][red]b"
+    write_records(truth, [PoisonRecord(pairs[0].key, name, "", "", "", 0, "was")])
+    scan = Scan.run(make_tar(tmp_path / "a.tar", good(pairs, 60)), encoder, tmp_path / "out", poison=truth)
+    print_summary(scan)
+    assert name in capsys.readouterr().out
 
 
 def test_a_name_is_a_key_and_never_a_path(pairs: list[Pair], encoder: Any, make_tar: Tar, tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_the_cap_is_ours_and_not_pils() -> None:
     decode_image(encode(RED), 16, Limits(pixels=1024))
 
 
+def test_a_slivers_enlargement_is_within_the_cap_of_pixels() -> None:
+    """40,000 x 1 at 64 px is 164 megapixels before it is cropped; of the widest that is taken it is just the cap."""
+    with pytest.raises(BadPair, match="too many pixels"):
+        decode_image(encode(np.zeros((1, 40_000, 3), np.uint8)), 64)
+    limits = Limits(pixels=8 * 8 * 30)
+    assert decode_image(encode(np.zeros((1, 30, 3), np.uint8)), 8, limits).shape == (8, 8, 3)
+    with pytest.raises(BadPair, match="too many pixels"):
+        decode_image(encode(np.zeros((1, 31, 3), np.uint8)), 8, limits)
+
+
 def test_a_sliver_within_the_cap_is_refused_before_it_is_enlarged() -> None:
     with pytest.raises(BadPair, match="too many pixels"):
         decode_image(png_header(60_000_000, 1), 48)

@@ -42,3 +42,8 @@ def test_a_label_is_a_name_before_it_is_a_number(
     if "dog" in labels or "3" in labels:
         with pytest.raises(UserError, match=r"has label '(dog|2|3)', which is not among the class names"):
             open_evaluation(spec, 64, tmp_path / "cache")
+
+
+def test_fewer_workers_than_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--workers -1: 0 or more"):
+        open_evaluation(EvalSpec(str(tmp_path / "0.tar"), workers=-1), 64, tmp_path / "cache")

@@ -98,6 +98,7 @@ def finish(
 
 
 def failure_of(unit: Unit, folder: Path) -> str:
+    """Why a unit was not scanned; by any job that shares the scan's folder."""
     path = folder / "failed" / unit.name
     return str(json.loads(path.read_text("utf-8"))["reason"]) if path.is_file() else "not scanned"
 
