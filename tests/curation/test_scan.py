@@ -295,11 +295,12 @@ def test_a_shard_that_changes_while_it_is_scanned_is_one_line(pairs: list[Pair],
 def test_a_shard_that_comes_back_with_anothers_key_leaves_no_key_twice(
     pairs: list[Pair], encoder: Any, tmp_path: Path
 ) -> None:
-    """A key of the second shard turns up in the first one, which was cut off when the second was judged."""
+    """All that the first shard holds is a key of the second, and it was cut off when the second was judged: the keys of
+    the scan are the same once it is back, and another pair counts."""
     source = tmp_path / "shards"
     source.mkdir()
-    write_shard(source / "0.tar", [*pairs[:40], pairs[50]])
-    write_shard(source / "1.tar", pairs[40:120])
+    write_shard(source / "0.tar", [pairs[50]])
+    write_shard(source / "1.tar", pairs[:120])
     whole = (source / "0.tar").read_bytes()
     (source / "0.tar").write_bytes(whole[:700])
     Scan.run(source, encoder, tmp_path / "out")

@@ -52,7 +52,7 @@ class Census:
         usable: unit name -> rows that are scored; a key seen in an earlier unit is not.
         chosen: unit name -> rows that are in the reference.
         pairs: usable pairs in all.
-        mark: fingerprint of the reference; rows scored against another are scored again.
+        mark: fingerprint of the reference and of the units there; rows scored beside others are scored again.
     """
 
     usable: Mapping[str, NDArray[np.int64]]
@@ -73,8 +73,7 @@ def take_census(units: Sequence[Unit], folder: Path, size: int) -> Census:
     starts = np.concatenate([[0], np.cumsum([len(part) for part in hashes])])
     spans = {unit.name: slice(a, b) for unit, a, b in zip(units, starts[:-1], starts[1:], strict=True)}
     mark = hashlib.blake2b(np.sort(joined[lowest]).tobytes(), digest_size=12)
-    for name, span in spans.items():  # of pairs with one key it is not the same one that counts once a shard is back
-        mark.update(name.encode() + b"\0" + np.packbits(first[span]).tobytes())
+    mark.update("\0".join(spans).encode())  # once a shard is back, of pairs with one key it may be another that counts
     return Census(
         {name: np.flatnonzero(first[span]) for name, span in spans.items()},
         {name: np.flatnonzero(in_reference[span]) for name, span in spans.items()},
