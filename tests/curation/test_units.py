@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from otcclip.curation.units import INDEX, INDEXED, SPOOL, Item, Unit, find_units
+from otcclip.curation.units import INDEX, INDEXED, SPOOL, Item, Unit, _index, find_units
 from otcclip.data import Pair
 from otcclip.data.decode import Box
+from otcclip.data.readers import ReadOptions
 from otcclip.data.table import PairTable, Row, TableBuilder
 from otcclip.errors import UserError
 
@@ -139,3 +141,24 @@ def test_jobs_that_index_at_once_leave_one_index(
         found = [item.pair.image for unit in find_units(parquet, "auto", folder) for item in items(unit)]
         assert found == [pair.image for pair in pairs[:40]]
     assert not list(folder.glob(f".{SPOOL}*"))
+
+
+def test_a_job_that_indexes_late_leaves_alone_what_another_reads(
+    parquet: str, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked before there was an index; now another job encodes from that index while it reads the source."""
+    folder, real, looked = tmp_path / "scan", TableBuilder.extend, []
+    units = find_units(parquet, "auto", folder)
+
+    def extend(self: TableBuilder, rows: Iterator[Row]) -> TableBuilder:
+        def watched() -> Iterator[Row]:
+            for i, row in enumerate(rows):
+                if i == 20:
+                    looked.append([item.pair.image for unit in units for item in items(unit)])
+                yield row
+
+        return real(self, watched())
+
+    monkeypatch.setattr(TableBuilder, "extend", extend)
+    _index(parquet, "parquet", folder, ReadOptions())
+    assert looked == [[pair.image for pair in pairs[:40]]]
