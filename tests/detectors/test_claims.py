@@ -1,4 +1,4 @@
-"""Who makes the same claim, what looks alike, and words on credit: against a fixed reference, by pictures."""
+"""Who makes the same claim, and what looks alike: against a fixed reference, by pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from otcclip.detectors import PairFeatures, claims, doubt, make, p_values
+from otcclip.detectors import PairFeatures, claims, make, p_values
 from otcclip.detectors.evidence import MOST, Ties, _record, best_of, log_odds
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
@@ -113,33 +113,10 @@ def test_four_times_the_same_claim_is_the_best_of_two_draws() -> None:
     np.testing.assert_allclose(found, [0.1, 0.19, 0.271, 1.0], atol=1e-6)
 
 
-def test_a_word_that_most_use_unheard_is_doubted_where_it_is_unheard(make_features: Make) -> None:
-    """A name stands under pictures of everything; ten pictures of one thing have it rightly."""
-    n, things = 480, 48
-    honest = replace(make_features(n, classes=things, noise=1.5), pictures=drawings(torch.arange(n) % things, 1))
-    said = [f"{caption} id{i}" for i, caption in enumerate(honest.captions)]
-    liars, right = [i for i in range(0, n, 19) if i % things != 7], list(range(7, n, things))
-    for row in (*liars, *right):
-        said[row] = f"banana {said[row]}"
-    features = replace(honest, captions=tuple(said))
-    found = doubt(features)
-    names = [features.agreement.names[word] if word >= 0 else "" for word in found.word.tolist()]
-    caught = [row for row in range(n) if names[row] == "banana"]
-    assert set(caught) <= set(liars) and len(caught) > 0.8 * len(liars)
-    users = len(liars) + len(right)
-    assert found.users[caught].tolist() == [users - 1] * len(caught)
-    assert found.unheard[caught].tolist() == [len(caught) - 1] * len(caught)
-    stranger = replace(features.take(torch.tensor(caught[:1])), keys=("new",))
-    assert doubt(stranger).users.tolist() == [users] and doubt(stranger).unheard.tolist() == [len(caught)]
-
-
-def test_the_prior_is_the_worst_record_of_caption_crowd_and_word(honest: PairFeatures) -> None:
+def test_the_prior_is_the_worst_record_of_caption_and_crowd(honest: PairFeatures) -> None:
     rows = [0, 13, 26, 39, 52, 65, 78]
     features = crowd(honest, rows, [f"violin concert{i}" for i in range(7)])
     record = _record(features)
-    ties = Ties.of(features)
-    ties = replace(ties, users=np.where(np.arange(120) == 5, 9, 0), unheard=np.where(np.arange(120) == 5, 8, 0))
-    prior, share = record.prior(ties), record.mixture.share
+    prior, share = record.prior(Ties.of(features)), record.mixture.share
     mates = record.lie[rows[1:]].sum()
     np.testing.assert_allclose(prior[0], max(share, (share + mates) / 7))
-    np.testing.assert_allclose(prior[5], max((share + 8) / 10, record.prior(Ties.of(features))[5]))

@@ -28,7 +28,7 @@ from otcclip.detectors import (
     PairFeatures,
     applies,
     claims,
-    doubt,
+    false_word,
     lie_probability,
     lies_by_caption,
     look_alikes,
@@ -215,7 +215,7 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         "lie": lie,
         "copies": claims(pairs).made.numpy(),
         "doubtful_word": [
-            against.agreement.names[word] if word != NONE else None for word in doubt(pairs).word.tolist()
+            against.agreement.names[word] if word != NONE else None for word in false_word(pairs).tolist()
         ],
         "own_distance": [None] * n if ranked is None else ranked.own_distance.double().numpy(),
         "own_rank": [None] * n if ranked is None else _rank(ranked.own_share.numpy(), len(captions.first)),

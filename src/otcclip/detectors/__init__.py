@@ -22,7 +22,7 @@ from otcclip.detectors.dao import Dao
 from otcclip.detectors.doubt import Doubt, doubt
 from otcclip.detectors.duplicate_captions import DuplicateCaptions
 from otcclip.detectors.ensemble import Ensemble
-from otcclip.detectors.evidence import lie_probability, lies_by_caption, p_values
+from otcclip.detectors.evidence import false_word, lie_probability, lies_by_caption, p_values
 from otcclip.detectors.gmm import Gmm
 from otcclip.detectors.k_dist import KDist
 from otcclip.detectors.lid import Lid
@@ -77,6 +77,7 @@ __all__ = [
     "applies",
     "claims",
     "doubt",
+    "false_word",
     "lie_probability",
     "lies_by_caption",
     "look_alikes",

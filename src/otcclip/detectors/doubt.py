@@ -1,14 +1,24 @@
-"""Words on credit: whether a pair uses a word that most of those who use it use without any look-alike using it.
+"""One false word: how many of those who use a doubtful word lie by it, and how well a pair heard it.
 
-`evidence.words` against a fixed reference. There nobody is believed who uses a doubtful word unheard; here, where a
-probability is wanted, the others who use the word so are its record (`detectors.evidence`).
+`evidence.words` against a fixed reference. There nobody is believed who uses a doubtful word unheard; here a
+probability is wanted. A caption with one false word is a lie that its true words vouch for, so the word is asked about:
+
+* of the pairs that use it unheard as many as is usual for a word may be honest. What is beyond that is lies;
+* an image that has nothing to do with the word hears it by chance, the more often the more pairs use it. How often the
+  images whose captions do not use it hear it as well as this one does is a p-value (the vote's rules hold: the worst
+  view counts, and who makes the same claim has no vote).
+
+`detectors.evidence` makes odds of the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from otcclip.detectors.base import PairFeatures, take_rows
@@ -19,17 +29,18 @@ from otcclip.evidence.words import NONE, Hearsay, hearsay, not_among, word_table
 
 @dataclass(frozen=True)
 class Doubt:
-    """Of `n` pairs, for the most doubtful of the words that each uses unheard.
+    """Of `n` pairs, for each of at most `l` words of a caption.
 
     Attributes:
-        word: `[n]` int64, which it is (`CaptionAgreement.names`); `NONE` where there is none, and then nobody uses it.
-        users: `[n]` int64, other pairs of the reference to which it says much.
-        unheard: `[n]` int64, those of them that use it unheard.
+        word: `[n, l]` int64, the doubtful words that say much (`CaptionAgreement.names`), `NONE` in other places.
+        false: `[n, l]` float64, share of lies among the other pairs of the reference to which the word says much.
+        heard: `[n, l]` float64 in (0, 1], share of the reference's pairs without the word whose look-alikes use it at
+            least as often, in the worst view.
     """
 
     word: Tensor
-    users: Tensor
-    unheard: Tensor
+    false: Tensor
+    heard: Tensor
 
 
 def doubt(features: PairFeatures) -> Doubt:
@@ -43,39 +54,54 @@ def doubt(features: PairFeatures) -> Doubt:
 
 @dataclass(frozen=True)
 class _Spoken:
+    """The reference's `words [u, l]` by distinct caption, `kind [m]`, what is known of them, and `chance [v, k + 1]`:
+    the share of pairs without a doubtful word whose look-alikes use it at least so many times."""
+
     words: Tensor
     kind: Tensor
     heard: Hearsay
+    chance: Tensor
 
 
 def _spoken(against: PairFeatures) -> _Spoken:
-    """The reference's words, by distinct caption, and what is known of them."""
-
     def make() -> _Spoken:
         voting, voters = electorate(against), untrained_vote(against).voters
         (words, much), kind = word_table(voting.words), voting.kind
         nobody = torch.zeros(len(kind), words.shape[1], dtype=torch.bool)
         lacking = _lacking(words[kind], much[kind], words, nobody, kind, voters)
-        return _Spoken(words, kind, hearsay(words, much, kind, lacking, voters.transpose(0, 1)))
+        heard = hearsay(words, much, kind, lacking, voters.transpose(0, 1))
+        return _Spoken(words, kind, heard, _chance(words, kind, heard.doubted, voters))
 
     return against.once("spoken", make)
+
+
+def _chance(words: Tensor, kind: Tensor, doubted: Tensor, voters: Tensor) -> Tensor:
+    """`[v, k + 1]` float64, ones for words that nobody doubts; who asks counts himself, so that none is 0."""
+    out = torch.ones(len(doubted), voters.shape[2] + 1, dtype=torch.float64)
+    votes = voters.long()
+    for word in torch.nonzero(doubted)[:, 0].tolist():
+        uses = (words == word).any(dim=1)[kind]
+        times = uses[votes].sum(dim=2).amin(dim=1)[~uses]
+        at_least = torch.bincount(times, minlength=out.shape[1]).flip(0).cumsum(0).flip(0)
+        out[word] = (at_least + 1) / (len(times) + 1)
+    return out
 
 
 def _doubt(features: PairFeatures) -> Doubt:
     there, voters = _spoken(features.against), untrained_vote(features).voters
     words, much = word_table(features.words)
-    heard = there.heard
-    doubted = (words != NONE) & heard.doubted[words.clamp(min=0)]
-    nobody = torch.zeros_like(heard.lacking)
-    lacking = _lacking(words, much & doubted, there.words, nobody, there.kind, voters)
-    lacking |= _lacking(words, doubted & ~lacking, there.words, heard.lacking, there.kind, voters)
-    place = words.clamp(min=0)
-    inside = ((features.self_index >= 0)[:, None] & much).long()
-    users = torch.where(lacking, heard.weighty[place] - inside, 0)
-    unheard = torch.where(lacking, heard.unheard[place] - inside, 0)
-    worst = (unheard / users.clamp(min=1)).argmax(dim=1, keepdim=True)
-    word = torch.where(users > 0, words, NONE)
-    return Doubt(*(of.gather(1, worst)[:, 0] for of in (word, users, unheard)))
+    known, place = there.heard, words.clamp(min=0)
+    asked = much & (words != NONE) & known.doubted[place]
+    nobody = torch.zeros_like(known.lacking)
+    lacking = _lacking(words, asked, there.words, nobody, there.kind, voters)
+    lacking |= _lacking(words, asked & ~lacking, there.words, known.lacking, there.kind, voters)
+    inside = asked & (features.self_index >= 0)[:, None]
+    users = known.weighty[place] - inside.long()
+    beyond = known.unheard[place] - (inside & lacking).long() - known.usual
+    false = (beyond / users.clamp(min=1)).clamp(0, 1).double()
+    times = _times(words.numpy(), asked.numpy(), there.words.numpy(), there.kind.numpy(), voters.numpy())
+    heard = there.chance[place, torch.from_numpy(times)]
+    return Doubt(words.where(asked, NONE), false.where(asked, 0.0), heard.where(asked, 1.0))
 
 
 def _lacking(words: Tensor, asked: Tensor, spoken: Tensor, silent: Tensor, kind: Tensor, voters: Tensor) -> Tensor:
@@ -83,4 +109,29 @@ def _lacking(words: Tensor, asked: Tensor, spoken: Tensor, silent: Tensor, kind:
     out = torch.zeros_like(asked)
     for votes in voters.unbind(1):
         out |= not_among(words, asked & ~out, spoken, silent, kind, votes.contiguous())
+    return out
+
+
+@njit(cache=True)
+def _times(  # pragma: no cover
+    words: NDArray[np.int64],
+    asked: NDArray[np.bool_],
+    spoken: NDArray[np.int64],
+    kind: NDArray[np.int64],
+    voters: NDArray[np.int32],
+) -> NDArray[np.int64]:
+    """`[n, l]` how many of a pair's look-alikes, `voters [n, v, k]`, use each word asked about, in the worst view."""
+    out = np.zeros(words.shape, np.int64)
+    for i in range(len(words)):
+        for place in range(words.shape[1]):
+            if not asked[i, place]:
+                continue
+            fewest = voters.shape[2]
+            for view in range(voters.shape[1]):
+                times = 0
+                for j in voters[i, view]:
+                    for other in spoken[kind[j]]:
+                        times += other == words[i, place]
+                fewest = min(fewest, times)
+            out[i, place] = fewest
     return out

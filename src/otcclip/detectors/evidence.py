@@ -10,10 +10,13 @@ lie: P(unrelated | p) = pi f0 / (pi f0 + (1 - pi) f1) with f0 = 1 (uniform) and 
 uniform and one piled up at 0: Efron's local false discovery rate ("Microarrays, Empirical Bayes and the Two-Groups
 Model", Statistical Science 2008), f1 as in Pounds and Morris (Bioinformatics 2003), the share of lies among all
 pairs as estimated by Storey (JRSS B 2002): pairs with p above one half, doubled. The prior `pi` is each pair's own,
-since poison is concentrated: the worst record of what it has in common with others, its caption, its crowd, and a
-doubtful word that it uses unheard. A record is the posteriors of the *other* pairs (of a word: whether they use it
-unheard), shrunk towards the overall share by the weight of one pair. Posteriors and priors are iterated until they
-agree.
+since poison is concentrated: the worst record of what it has in common with others, its caption and its crowd. A
+record is the posteriors of the *other* pairs, shrunk towards the overall share by the weight of one pair. Posteriors
+and priors are iterated until they agree.
+
+A caption also lies if one of its words does, whatever the rest of it says: the odds of a doubtful word are made in the
+same way, of the share of lies among those who use it and of how well the pair heard it (`detectors.doubt`), and the
+worst odds count.
 """
 
 from __future__ import annotations
@@ -25,14 +28,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from otcclip.detectors.base import PairFeatures
 from otcclip.detectors.claims import claims
-from otcclip.detectors.doubt import doubt
+from otcclip.detectors.doubt import Doubt, doubt
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
 from otcclip.evidence.votes import combined_p
+from otcclip.evidence.words import NONE
 
 LAMBDA = 0.5
 SHRINK = 1.0  # pairs' worth of the overall share in a caption's prior
@@ -54,7 +58,7 @@ class Mixture:
 
     def posterior(self, p: NDArray[np.float64], prior: NDArray[np.float64] | float) -> NDArray[np.float64]:
         """P(lie | p) under a prior share of lies."""
-        odds: NDArray[np.float64] = np.log(prior) - np.log1p(-np.asarray(prior)) + self.log_ratio(p)
+        odds: NDArray[np.float64] = logit(prior) + self.log_ratio(p)
         return _sigmoid(odds)
 
 
@@ -97,14 +101,14 @@ class Ties:
 
     Attributes:
         kind, place: `[n]` int64, the caption and the pair itself in the reference; -1 outside it.
-        crowd: `[n, m]` bool. unheard, users: `[n]`, of `doubt`.
+        crowd: `[n, m]` bool.
+        words: doubtful ones; None where no pictures were kept, and then nobody doubts words.
     """
 
     kind: NDArray[np.int64]
     place: NDArray[np.int64]
     crowd: sparse.csr_array
-    unheard: NDArray[np.int64]
-    users: NDArray[np.int64]
+    words: Doubt | None
 
     @classmethod
     def of(cls, features: PairFeatures) -> Ties:
@@ -112,11 +116,8 @@ class Ties:
         place = features.self_index.numpy().copy()
         # A caption that was changed since stands for another pair in the record.
         place[(place >= 0) & (against.kinds[1][place] != kind)] = -1
-        crowd, nobody = claims(features).crowd, np.zeros(len(features), np.int64)
-        if features.pictures is None:
-            return cls(kind, place, crowd, nobody, nobody)
-        words = doubt(features)
-        return cls(kind, place, crowd, words.unheard.numpy(), words.users.numpy())
+        words = None if features.pictures is None else doubt(features)
+        return cls(kind, place, claims(features).crowd, words)
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ class Record:
         caption = self._shrunk(others, np.where(known, self.pairs[ties.kind] - inside, 0))
         members = np.diff(ties.crowd.indptr)
         crowd = np.where(members > 0, self._shrunk(ties.crowd @ self.lie, members), 0.0)
-        word = np.where(ties.users > 0, self._shrunk(ties.unheard, ties.users), 0.0)
-        worst: NDArray[np.float64] = np.maximum.reduce([caption, crowd, word]).clip(1 - MOST, MOST)
+        worst: NDArray[np.float64] = np.maximum(caption, crowd).clip(1 - MOST, MOST)
         return worst
 
     def _shrunk(self, lies: NDArray[Any], pairs: NDArray[Any]) -> NDArray[np.float64]:
@@ -144,9 +144,15 @@ class Record:
         return out
 
     def log_odds(self, p: NDArray[np.float64], ties: Ties) -> NDArray[np.float64]:
-        """`[n]` log odds of a lie."""
-        prior = self.prior(ties)
-        out: NDArray[np.float64] = np.log(prior) - np.log1p(-prior) + self.mixture.log_ratio(p)
+        """`[n]` log odds of a lie: of the caption as a whole, or of the worst of its words."""
+        whole: NDArray[np.float64] = logit(self.prior(ties)) + self.mixture.log_ratio(p)
+        return whole if ties.words is None else np.maximum(whole, self.word_odds(ties.words).max(axis=1))
+
+    def word_odds(self, words: Doubt) -> NDArray[np.float64]:
+        """`[n, l]` log odds that a word is false; -inf where none is doubtful."""
+        prior = np.maximum(words.false.numpy(), self.mixture.share).clip(1 - MOST, MOST)
+        odds = logit(prior) + self.mixture.log_ratio(words.heard.numpy())
+        out: NDArray[np.float64] = np.where(words.word.numpy() == NONE, -np.inf, odds)
         return out
 
 
@@ -179,6 +185,21 @@ def _sum_by(kind: NDArray[np.int64], values: NDArray[np.float64], count: int) ->
 def lie_probability(features: PairFeatures) -> NDArray[np.float64]:
     """`[n]` in 0..1."""
     return _sigmoid(log_odds(features))
+
+
+def false_word(features: PairFeatures) -> NDArray[np.int64]:
+    """`[n]` the word of each caption (`CaptionAgreement.names`) that is likeliest false, where it is likelier so than
+    not; else `NONE`.
+
+    Raises:
+        ValueError: the features were kept without pictures.
+    """
+    words = doubt(features)
+    odds = _record(features.against).word_odds(words)
+    worst = odds.argmax(axis=1)[:, None]
+    found = np.take_along_axis(words.word.numpy(), worst, axis=1)
+    out: NDArray[np.int64] = np.where(np.take_along_axis(odds, worst, axis=1) > 0, found, NONE)[:, 0]
+    return out
 
 
 def lies_by_caption(reference: PairFeatures) -> NDArray[np.float64]:

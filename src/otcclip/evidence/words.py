@@ -111,12 +111,14 @@ class Hearsay:
             only from others who use them unheard.
         doubted: `[v]` bool, words that are mostly used unheard, and so unusually often.
         weighty: `[v]` int64, pairs to which a word says much; unheard: `[v]`, those of them that use it unheard.
+        usual: how many pairs use a word unheard, at most, and it is nothing unusual.
     """
 
     lacking: Tensor
     doubted: Tensor
     weighty: Tensor
     unheard: Tensor
+    usual: float
 
 
 def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Hearsay:
@@ -132,7 +134,7 @@ def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, vo
     weighty = torch.bincount(spoken[much[caption_of]], minlength=len(used))
     often = torch.bincount(spoken[lacking], minlength=len(used))
     doubted = torch.zeros(len(used), dtype=torch.bool)
-    usual = torch.quantile(often[used > 0].float(), USUAL) if bool(lacking.any()) else 0
+    usual = float(torch.quantile(often[used > 0].float(), USUAL)) if bool(lacking.any()) else 0.0
     lacking, number = lacking.clone(), 0
     while number < (number := int(lacking.sum())):  # ends: it only ever grows
         doubted = (often > usual) & (2 * often > weighty)
@@ -141,7 +143,7 @@ def hearsay(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, vo
             lacking |= not_among(spoken, suspect & ~lacking, words, lacking, caption_of, votes)
         often = torch.bincount(spoken[lacking], minlength=len(used))
     unheard = torch.bincount(spoken[lacking & much[caption_of]], minlength=len(used))
-    return Hearsay(lacking, doubted, weighty, unheard)
+    return Hearsay(lacking, doubted, weighty, unheard, usual)
 
 
 def doubtful(words: Tensor, much: Tensor, caption_of: Tensor, lacking: Tensor, voters: Tensor) -> Tensor:
