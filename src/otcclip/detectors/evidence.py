@@ -2,7 +2,9 @@
 
 p: what is alike to the encoder gives one share, what looks alike to nobody who was trained another, the encoder's own
 ranking a third (where image and text share a space, and the image is no crowd, of which it may have learned a copy).
-For a caption that has nothing to do with its image each is uniform; Fisher's rule joins them. A claim that is made m
+For a caption that has nothing to do with its image each is uniform; Fisher's rule joins them. Who fills images with a
+trigger owns their look-alikes, and one witness that he owns would outvote the others: a caption under more pairs than
+is usual must be borne out by every witness that is sound on these data, and the worst counts. A claim that is made m
 times is the best of some draws, 1 - (1 - p)^k (Sidak, 1967): of one, were they all alike, and of m, were they
 independent. Copies of one picture are neither: k is the mean of the two that a ratio has, the square root of m.
 
@@ -29,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import expit, logit
+from torch import Tensor
 
 from otcclip.detectors.base import PairFeatures
 from otcclip.detectors.claims import claims
@@ -36,11 +39,12 @@ from otcclip.detectors.doubt import Doubt, doubt
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
 from otcclip.evidence.votes import combined_p
-from otcclip.evidence.words import NONE
+from otcclip.evidence.words import NONE, USUAL
 
 LAMBDA = 0.5
 SHRINK = 1.0  # pairs' worth of the overall share in a caption's prior
 LEAST, MOST = 1e-5, 1 - 1e-6
+SOUND = 0.05  # a witness is sound if it bears out most pairs of the reference at this level
 ROUNDS = 20  # of each of the two expectation-maximisations; both have settled by then
 
 
@@ -77,16 +81,44 @@ def p_values(features: PairFeatures) -> NDArray[np.float64]:
     """`[n]` in (0, 1] (computed once)."""
 
     def make() -> NDArray[np.float64]:
-        found = claims(features)
+        p = _joined(features)
+        sound = _witnesses(features.against).nanmedian(dim=1).values <= SOUND
+        if not sound.any():
+            return p
+        worst = _witnesses(features)[sound].nan_to_num(nan=0.0).amax(dim=0)
+        return np.where(_often_made(features), np.maximum(p, best_of(worst.numpy(), claims(features).made.numpy())), p)
+
+    return features.once("p-values", make)
+
+
+def _joined(features: PairFeatures) -> NDArray[np.float64]:
+    """`[n]` what the witnesses say together, whoever makes the claim."""
+    said = _witnesses(features)
+    p = combined_p(*said)
+    if features.joint:
+        p = torch.where(said[-1].isnan(), combined_p(*said[:-1]), p)
+    return best_of(p.numpy(), claims(features).made.numpy())
+
+
+def _witnesses(features: PairFeatures) -> Tensor:
+    """`[w, n]` the share that each witness gives; NaN where it is not asked."""
+
+    def make() -> Tensor:
         shares = [look_alikes(features).own.double()]
         if features.pictures is not None:
             shares.append(untrained_vote(features).own.double())
-        p = combined_p(*shares)
         if features.joint:
-            p = torch.where(found.crowded, p, combined_p(*shares, match(features).own_share.double()))
-        return best_of(p.numpy(), found.made.numpy())
+            shares.append(match(features).own_share.double().masked_fill(claims(features).crowded, torch.nan))
+        return torch.stack(shares)
 
-    return features.once("p-values", make)
+    return features.once("witnesses", make)
+
+
+def _often_made(features: PairFeatures) -> NDArray[np.bool_]:
+    """`[n]` whether a caption stands under more pairs of the reference than is usual for a caption."""
+    pairs, kind = np.bincount(features.against.kinds[1]), features.kind_there.numpy()
+    often: NDArray[np.bool_] = (kind >= 0) & (pairs > np.quantile(pairs, USUAL))[kind]
+    return often
 
 
 def best_of(p: NDArray[np.float64], made: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -166,7 +198,7 @@ def _record(against: PairFeatures) -> Record:
 
     def make() -> Record:
         p, (kinds, kind), ties = p_values(against), against.kinds, Ties.of(against)
-        mixture = fit_mixture(p)
+        mixture = fit_mixture(_joined(against))  # uniform under a lie, as the worst of several is not
         pairs = np.bincount(kind, minlength=len(kinds)).astype(np.int64)
         lie = mixture.posterior(p, mixture.share)
         record = Record(mixture, lie, _sum_by(kind, lie, len(kinds)), pairs)
