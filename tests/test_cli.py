@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def built(small_emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "build_emoji", reuse)
     monkeypatch.setattr(demo, "_run_all", in_turn)
     return small_emoji
+
+
+def test_the_version_can_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"otcclip {version('otcclip')}\n"
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import tyro
 
+from otcclip import __version__
 from otcclip.commands.bench import bench
 from otcclip.commands.corpus import corpus_emoji, corpus_fashion_mnist, corpus_openclipart
 from otcclip.commands.demo import demo
@@ -39,11 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     for name, command in COMMANDS.items():
         app.command(name=name)(command)
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments == ["--version"]:
+        print(f"otcclip {__version__}")
+        return 0
     if " ".join(arguments[:2]) in COMMANDS:
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
     return guarded(
         lambda: app.cli(
-            prog="otcclip", description="Train CLIP on image-caption pairs you do not trust.", args=arguments
+            prog="otcclip",
+            description="Train CLIP on image-caption pairs you do not trust. --version alone prints the version.",
+            args=arguments,
         )
     )
 
