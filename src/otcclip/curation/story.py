@@ -41,9 +41,9 @@ def print_summary(scan: Scan) -> None:
 def _detection(truth: dict[str, Any]) -> Table:
     attacks = list(truth["actions"])
     table = Table(title="AUROC (FPR at 95 % TPR)")
-    table.add_column("score")
+    table.add_column("score", no_wrap=True)  # on a narrow terminal the attacks fold and no name is cut
     for attack in attacks:
-        table.add_column(escape(printable(attack)), justify="right")
+        table.add_column(escape(printable(attack)), justify="right", overflow="fold")
     for score, found in truth["detection"].items():
         cells = (f"{found[attack]['auroc']:.3f} ({found[attack]['fpr95']:.2f})" for attack in attacks)
         table.add_row(score.removesuffix("_score"), *cells)
