@@ -108,6 +108,15 @@ def test_witnesses_are_joined_by_fisher_and_claims_often_made_are_the_best_of_so
         np.testing.assert_allclose(p_values(features)[i], expected, rtol=1e-6)
 
 
+def test_who_is_not_asked_about_a_crowd_is_not_the_worst_witness_of_its_claim(honest: PairFeatures) -> None:
+    rows = [0, 13, 26, 39, 52, 65, 78]
+    features = crowd(honest, rows, ["violin concert"] * 7)
+    assert claims(features).crowded[rows].all()
+    shares = [look_alikes(features).own[rows].double(), untrained_vote(features).own[rows].double()]
+    worst = torch.maximum(combined_p(*shares), torch.maximum(*shares)).numpy()
+    np.testing.assert_allclose(p_values(features)[rows], best_of(worst, np.full(7, 7)), rtol=1e-6)
+
+
 def test_four_times_the_same_claim_is_the_best_of_two_draws() -> None:
     found = best_of(np.array([0.1, 0.1, 0.1, 1.0]), np.array([1, 4, 9, 4]))
     np.testing.assert_allclose(found, [0.1, 0.19, 0.271, 1.0], atol=1e-6)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from otcclip.detectors import PairFeatures, doubt, false_word, lie_probability, p_values
+from otcclip.detectors.doubt import _spoken
 from otcclip.detectors.evidence import Ties, _record, log_odds
 from otcclip.detectors.look_alikes import untrained_vote
 from otcclip.evidence.words import NONE, SAYS_MUCH, USUAL
@@ -76,6 +77,25 @@ def test_what_is_unheard_beyond_the_usual_is_lies_and_nobody_counts_himself(name
     assert found.false[row, place] == pytest.approx((len(unheard) - usual) / (users - 1), rel=1e-4)
     stranger = replace(features.take(torch.tensor(unheard[:1])), keys=("new",))
     assert doubt(stranger).false.max() == pytest.approx((len(unheard) - usual) / users, rel=1e-4)
+
+
+def test_whose_caption_was_changed_since_is_another_pair(named: Named) -> None:
+    """A pair of the reference comes back as one more liar: it is on nobody's record yet, least of all its own."""
+    row = next(row for row in range(PAIRS) if row not in (*named.liars, *named.right))
+    changed = replace(
+        named.features.take(torch.tensor([row])), captions=(named.features.captions[named.liars[0]] + " now",)
+    )
+    known = _spoken(named.features).heard
+    banana = named.features.agreement.names.index("banana")
+    expected = (int(known.unheard[banana]) - known.usual) / int(known.weighty[banana])
+    assert doubt(changed).false.max() == pytest.approx(expected)
+
+
+def test_a_word_that_says_little_is_not_asked_about(named: Named) -> None:
+    said = list(named.features.captions)
+    said[named.liars[0]] += "".join(f" w{i}" for i in range(20))
+    found = doubt(replace(named.features, captions=tuple(said)))
+    assert (found.word[named.liars[0]] == NONE).all() and (found.word[named.liars[1]] != NONE).any()
 
 
 def _times(named: Named, row: int, word: str = "banana") -> int:

@@ -16,13 +16,13 @@ from otcclip.models import Features
 from otcclip.transport import FeatureSets
 
 PAIRS, THINGS = 480, 48
-POISON = [row for row in range(0, PAIRS, 12) if row % THINGS != 7]
-CLAIM = "thing7 of kind1 no0"
+POISON = [row for row in range(0, PAIRS, 12) if row % THINGS != 9]
+CLAIM = "thing9 of kind0 no4"  # the last in order: what no caption of the reference has must not be taken for it
 
 
 @pytest.fixture(scope="module")
 def filled(make_features: Callable[..., PairFeatures]) -> PairFeatures:
-    """A trigger fills every twelfth image, so that they are alike to the encoder; all of them are called thing 7."""
+    """A trigger fills every twelfth image, so that they are alike to the encoder; all of them are called thing 9."""
     honest = make_features(PAIRS, classes=THINGS, noise=0.6)
     said = list(honest.captions)
     patches = torch.stack([honest.image.local[i] for i in range(PAIRS)])

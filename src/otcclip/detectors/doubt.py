@@ -24,7 +24,7 @@ from torch import Tensor
 from otcclip.detectors.base import PairFeatures, take_rows
 from otcclip.detectors.look_alikes import untrained_vote
 from otcclip.detectors.poll import electorate
-from otcclip.evidence.words import NONE, Hearsay, hearsay, not_among, word_table
+from otcclip.evidence.words import NONE, Hearsay, hearsay, unheard, word_table
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ def _spoken(against: PairFeatures) -> _Spoken:
     def make() -> _Spoken:
         voting, voters = electorate(against), untrained_vote(against).voters
         (words, much), kind = word_table(voting.words), voting.kind
-        nobody = torch.zeros(len(kind), words.shape[1], dtype=torch.bool)
-        lacking = _lacking(words[kind], much[kind], words, nobody, kind, voters)
+        lacking = torch.zeros(len(kind), words.shape[1], dtype=torch.bool)
+        for votes in voters.unbind(1):
+            lacking |= unheard(words, much, kind, votes.contiguous())
         heard = hearsay(words, much, kind, lacking, voters.transpose(0, 1))
         return _Spoken(words, kind, heard, _chance(words, kind, heard.doubted, voters))
 
@@ -92,24 +93,24 @@ def _doubt(features: PairFeatures) -> Doubt:
     words, much = word_table(features.words)
     known, place = there.heard, words.clamp(min=0)
     asked = much & (words != NONE) & known.doubted[place]
-    nobody = torch.zeros_like(known.lacking)
-    lacking = _lacking(words, asked, there.words, nobody, there.kind, voters)
-    lacking |= _lacking(words, asked & ~lacking, there.words, known.lacking, there.kind, voters)
-    inside = asked & (features.self_index >= 0)[:, None]
+    inside, alone = _itself(features, asked)
     users = known.weighty[place] - inside.long()
-    beyond = known.unheard[place] - (inside & lacking).long() - known.usual
+    beyond = known.unheard[place] - alone.long() - known.usual
     false = (beyond / users.clamp(min=1)).clamp(0, 1).double()
     times = _times(words.numpy(), asked.numpy(), there.words.numpy(), there.kind.numpy(), voters.numpy())
     heard = there.chance[place, torch.from_numpy(times)]
     return Doubt(words.where(asked, NONE), false.where(asked, 0.0), heard.where(asked, 1.0))
 
 
-def _lacking(words: Tensor, asked: Tensor, spoken: Tensor, silent: Tensor, kind: Tensor, voters: Tensor) -> Tensor:
-    """`[n, l]` bool: the words asked about that in some view no look-alike has."""
-    out = torch.zeros_like(asked)
-    for votes in voters.unbind(1):
-        out |= not_among(words, asked & ~out, spoken, silent, kind, votes.contiguous())
-    return out
+def _itself(features: PairFeatures, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """`[n, l]` bool twice: words asked about that a pair of the reference counts among its own there, and those of them
+    that it uses unheard. Nobody is on his own record; whose caption was changed since stands there as another."""
+    there, at = _spoken(features.against), features.self_index
+    inside = (at >= 0) & (there.kind[at] == features.kind_there)
+    width = min(asked.shape[1], there.heard.lacking.shape[1])
+    lacking = torch.zeros_like(asked)
+    lacking[:, :width] = there.heard.lacking[at, :width]
+    return asked & inside[:, None], asked & inside[:, None] & lacking
 
 
 @njit(cache=True)
