@@ -108,6 +108,15 @@ def test_witnesses_are_joined_by_fisher_and_claims_often_made_are_the_best_of_so
         np.testing.assert_allclose(p_values(features)[i], expected, rtol=1e-6)
 
 
+def test_what_looks_alike_is_asked_about_the_nominee_too(honest: PairFeatures) -> None:
+    """As of a pair that carries it."""
+    nominee, seconded = look_alikes(honest).nominee, untrained_vote(honest).nominee
+    for row in (0, 17, 58):
+        said = honest.kinds[0][int(nominee[row])]
+        carries = replace(honest.take(torch.tensor([row])), captions=(said,), reference=honest)
+        assert untrained_vote(carries).own.item() == pytest.approx(seconded[row].item())
+
+
 def test_who_is_not_asked_about_a_crowd_is_not_the_worst_witness_of_its_claim(honest: PairFeatures) -> None:
     rows = [0, 13, 26, 39, 52, 65, 78]
     features = crowd(honest, rows, ["violin concert"] * 7)

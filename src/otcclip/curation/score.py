@@ -35,6 +35,7 @@ from otcclip.detectors import (
     match,
     p_values,
     pool,
+    untrained_vote,
 )
 from otcclip.errors import UserError
 from otcclip.evidence.words import NONE
@@ -148,7 +149,7 @@ def row_schema(detectors: Sequence[Detector]) -> pa.Schema:
             ("own_rank", pa.int64()),
         ]
         + [("best_key", text), ("best_caption", text), ("best_distance", number)]
-        + [("best_place", number), ("best_lie", number)]
+        + [("best_place", number), ("best_looks", number), ("best_lie", number)]
         + [("margin", number), ("action", pa.string()), ("new_caption", text), ("new_caption_key", text)]
     )
 
@@ -208,7 +209,8 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
     best_lie = lies_by_caption(against)[seen.nominee.numpy()]
     # The look-alikes of a crowd that could say better are its own members: it has no nominee's place.
     place = seen.nominee_place.double().masked_fill(claims(pairs).crowded, np.nan).numpy()
-    action = rule.decide(lie, best_lie, place, margin)
+    looks = untrained_vote(pairs).nominee.double().numpy()
+    action = rule.decide(lie, best_lie, place, looks, margin)
     mended = action == "re-pair"
     columns |= {
         "p_value": p_values(pairs),
@@ -223,6 +225,7 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         "best_caption": best_caption,
         "best_distance": [None] * n if ranked is None else ranked.best_distance.double().numpy(),
         "best_place": place,
+        "best_looks": looks,
         "best_lie": best_lie,
         "margin": [None] * n if ranked is None else margin,
         "action": action.tolist(),

@@ -26,7 +26,7 @@ from otcclip.detectors.evidence import false_word, lie_probability, lies_by_capt
 from otcclip.detectors.gmm import Gmm
 from otcclip.detectors.k_dist import KDist
 from otcclip.detectors.lid import Lid
-from otcclip.detectors.look_alikes import LookAlikes, look_alikes
+from otcclip.detectors.look_alikes import LookAlikes, look_alikes, untrained_vote
 from otcclip.detectors.matching import Match, match, pool
 from otcclip.detectors.neighbour_ot import NeighbourOT
 from otcclip.detectors.ot_distance import OTDistance
@@ -85,4 +85,5 @@ __all__ = [
     "match",
     "p_values",
     "pool",
+    "untrained_vote",
 ]

@@ -82,10 +82,15 @@ def _favourite(vote: Vote, own: Tensor, words: sparse.csr_array, voting: Elector
 
 @dataclass(frozen=True)
 class Untrained:
-    """The vote on `n` pairs of what looks alike: `own [n]` as in `LookAlikes`, in the worst view; `voters [n, v, k]`
-    int32, in each view."""
+    """The vote on `n` pairs of what looks alike.
+
+    Attributes:
+        own: `[n]` as in `LookAlikes`, in the worst view; nominee: `[n]` the same of the encoder's look-alikes' nominee.
+        voters: `[n, v, k]` int32, in each view.
+    """
 
     own: Tensor
+    nominee: Tensor
     voters: Tensor
 
 
@@ -101,11 +106,14 @@ def untrained_vote(features: PairFeatures) -> Untrained:
             return known
         voting, words = electorate(features.against), features.words
         mine, theirs = picture_views(features), picture_views(features.against)
-        own, voters = [], []
-        silent = claims(features).silent
+        parts: list[Untrained] = []
+        silent, nominees = claims(features).silent, look_alikes(features).nominee.numpy()
         for rows, votes in poll(features, mine, theirs, silent, neighbours.NEIGHBOURS, neighbours.SHARPNESS):
-            own.append(torch.stack([share(vote, words[rows], voting) for vote in votes]).amax(dim=0))
-            voters.append(torch.stack([vote.voters for vote in votes], dim=1).int())
-        return Untrained(torch.cat(own), torch.cat(voters))
+            own, nominee = (
+                torch.stack([share(vote, asked, voting) for vote in votes]).amax(dim=0)
+                for asked in (words[rows], voting.words[nominees[rows]])
+            )
+            parts.append(Untrained(own, nominee, torch.stack([vote.voters for vote in votes], dim=1).int()))
+        return Untrained(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Untrained)))
 
     return features.once("untrained", make)
