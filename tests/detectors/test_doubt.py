@@ -124,8 +124,8 @@ def test_heard_is_how_often_those_hear_it_who_do_not_say_it(named: Named) -> Non
 
 def test_odds_are_of_the_caption_or_of_its_worst_word(named: Named) -> None:
     features = named.features
-    record, ties = _record(features), Ties.of(features)
-    whole = record.log_odds(p_values(features), replace(ties, words=None))
+    record = _record(features)
+    whole = record.log_odds(p_values(features), Ties.of(features))
     row, place = named.place(named.liars[0])
     prior, heard = float(doubt(features).false[row, place]), doubt(features).heard[row, place].numpy()
     odds = np.log(prior / (1 - prior)) + record.mixture.log_ratio(heard)
@@ -142,5 +142,5 @@ def test_a_word_nobody_lies_by_is_as_likely_false_as_any_pair(named: Named) -> N
     asked = words.word.numpy() != NONE
     share = record.mixture.share
     expected = np.log(share / (1 - share)) + record.mixture.log_ratio(words.heard.numpy())
-    np.testing.assert_allclose(record.word_odds(words)[asked], expected[asked])
-    assert (record.word_odds(words)[~asked] == -np.inf).all()
+    np.testing.assert_allclose(record.mixture.word_odds(words)[asked], expected[asked])
+    assert (record.mixture.word_odds(words)[~asked] == -np.inf).all()

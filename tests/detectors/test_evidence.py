@@ -53,7 +53,7 @@ def test_equal_evidence_weighs_more_under_a_caption_of_ill_repute() -> None:
     mixture = Mixture(0.1, 0.2)
     lie = mixture.posterior(p, mixture.share)
     record = Record(mixture, lie, np.bincount(kind, lie), np.bincount(kind))
-    odds = record.log_odds(p, Ties(kind, np.arange(15), sparse.csr_array((15, 15), dtype=bool), None))
+    odds = record.log_odds(p, Ties(kind, np.arange(15), sparse.csr_array((15, 15), dtype=bool)))
     bad, good, alone = odds[0], odds[7], odds[14]
     assert bad > alone > good
     np.testing.assert_allclose(alone, np.log(0.1 / 0.9) + mixture.log_ratio(p[14:])[0])

@@ -87,6 +87,13 @@ class PairFeatures:
         return torch.tensor([place.get(key, -1) for key in self.keys], dtype=torch.int64)
 
     @cached_property
+    def record_index(self) -> Tensor:
+        """`[n]` int64: `self_index` where the pair carries its caption of there; -1 too for one that was changed since,
+        which stands in the reference as another pair."""
+        same = torch.from_numpy(self.against.kinds[1])[self.self_index] == self.kind_there
+        return torch.where(same, self.self_index, -1)
+
+    @cached_property
     def place(self) -> dict[str, int]:
         return {key: i for i, key in enumerate(self.keys)}
 
@@ -140,15 +147,9 @@ class PairFeatures:
 
     def known(self, of: Callable[[PairFeatures], T], take: Callable[[T, Tensor], T]) -> T | None:
         """`of(reference)` at the places of these pairs where all of them are in it, so that nothing is done twice."""
-        if self.reference is None or not bool((self.self_index >= 0).all()) or not self._same_as_there():
+        if self.reference is None or not bool((self.record_index >= 0).all()):
             return None
-        return take(of(self.reference), self.self_index)
-
-    def _same_as_there(self) -> bool:
-        against = self.against
-        return all(
-            against.captions[j] == caption for j, caption in zip(self.self_index.tolist(), self.captions, strict=True)
-        )
+        return take(of(self.reference), self.record_index)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """`make()`, kept under `name`: what several detectors read is computed once."""

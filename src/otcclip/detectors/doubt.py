@@ -15,16 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numba import njit
-from numpy.typing import NDArray
 from torch import Tensor
 
 from otcclip.detectors.base import PairFeatures, take_rows
 from otcclip.detectors.look_alikes import untrained_vote
 from otcclip.detectors.poll import electorate
-from otcclip.evidence.words import NONE, Hearsay, hearsay, unheard, word_table
+from otcclip.evidence.words import NONE, Hearsay, hearsay, times_heard, word_table
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,7 @@ def _spoken(against: PairFeatures) -> _Spoken:
     def make() -> _Spoken:
         voting, voters = electorate(against), untrained_vote(against).voters
         (words, much), kind = word_table(voting.words), voting.kind
-        lacking = torch.zeros(len(kind), words.shape[1], dtype=torch.bool)
-        for votes in voters.unbind(1):
-            lacking |= unheard(words, much, kind, votes.contiguous())
+        lacking = much[kind] & (_times(words[kind], much[kind], words, kind, voters) == 0)
         heard = hearsay(words, much, kind, lacking, voters.transpose(0, 1))
         return _Spoken(words, kind, heard, _chance(words, kind, heard.doubted, voters))
 
@@ -97,42 +92,24 @@ def _doubt(features: PairFeatures) -> Doubt:
     users = known.weighty[place] - inside.long()
     beyond = known.unheard[place] - alone.long() - known.usual
     false = (beyond / users.clamp(min=1)).clamp(0, 1).double()
-    times = _times(words.numpy(), asked.numpy(), there.words.numpy(), there.kind.numpy(), voters.numpy())
-    heard = there.chance[place, torch.from_numpy(times)]
+    heard = there.chance[place, _times(words, asked, there.words, there.kind, voters)]
     return Doubt(words.where(asked, NONE), false.where(asked, 0.0), heard.where(asked, 1.0))
 
 
 def _itself(features: PairFeatures, asked: Tensor) -> tuple[Tensor, Tensor]:
     """`[n, l]` bool twice: words asked about that a pair of the reference counts among its own there, and those of them
     that it uses unheard. Nobody is on his own record; whose caption was changed since stands there as another."""
-    there, at = _spoken(features.against), features.self_index
-    inside = (at >= 0) & (there.kind[at] == features.kind_there)
-    width = min(asked.shape[1], there.heard.lacking.shape[1])
+    known, at = _spoken(features.against).heard.lacking, features.record_index
+    inside = asked & (at >= 0)[:, None]
+    width = min(asked.shape[1], known.shape[1])
     lacking = torch.zeros_like(asked)
-    lacking[:, :width] = there.heard.lacking[at, :width]
-    return asked & inside[:, None], asked & inside[:, None] & lacking
+    lacking[:, :width] = known[at, :width]
+    return inside, inside & lacking
 
 
-@njit(cache=True)
-def _times(  # pragma: no cover
-    words: NDArray[np.int64],
-    asked: NDArray[np.bool_],
-    spoken: NDArray[np.int64],
-    kind: NDArray[np.int64],
-    voters: NDArray[np.int32],
-) -> NDArray[np.int64]:
-    """`[n, l]` how many of a pair's look-alikes, `voters [n, v, k]`, use each word asked about, in the worst view."""
-    out = np.zeros(words.shape, np.int64)
-    for i in range(len(words)):
-        for place in range(words.shape[1]):
-            if not asked[i, place]:
-                continue
-            fewest = voters.shape[2]
-            for view in range(voters.shape[1]):
-                times = 0
-                for j in voters[i, view]:
-                    for other in spoken[kind[j]]:
-                        times += other == words[i, place]
-                fewest = min(fewest, times)
-            out[i, place] = fewest
-    return out
+def _times(words: Tensor, asked: Tensor, spoken: Tensor, kind: Tensor, voters: Tensor) -> Tensor:
+    """`[n, l]` int64: how many of a pair's look-alikes, `voters [n, v, k]`, use each word asked about, in the worst
+    view; of what the reference says, `spoken [u, l]` by distinct caption `kind [m]`, nothing is left out."""
+    silent, most = torch.zeros(len(kind), spoken.shape[1], dtype=torch.bool), voters.shape[2]
+    views = (votes.contiguous() for votes in voters.unbind(1))
+    return torch.stack([times_heard(words, asked, spoken, silent, kind, votes, most) for votes in views]).amin(dim=0)

@@ -65,6 +65,13 @@ class Mixture:
         odds: NDArray[np.float64] = logit(prior) + self.log_ratio(p)
         return _sigmoid(odds)
 
+    def word_odds(self, words: Doubt) -> NDArray[np.float64]:
+        """`[n, l]` log odds that a word is false; -inf where none is doubtful."""
+        prior = np.maximum(words.false.numpy(), self.share).clip(1 - MOST, MOST)
+        odds = logit(prior) + self.log_ratio(words.heard.numpy())
+        out: NDArray[np.float64] = np.where(words.word.numpy() == NONE, -np.inf, odds)
+        return out
+
 
 def fit_mixture(p: NDArray[np.float64]) -> Mixture:
     """Storey's share, then `a` by expectation-maximisation with that share held fixed."""
@@ -134,22 +141,15 @@ class Ties:
     Attributes:
         kind, place: `[n]` int64, the caption and the pair itself in the reference; -1 outside it.
         crowd: `[n, m]` bool.
-        words: doubtful ones; None where no pictures were kept, and then nobody doubts words.
     """
 
     kind: NDArray[np.int64]
     place: NDArray[np.int64]
     crowd: sparse.csr_array
-    words: Doubt | None
 
     @classmethod
     def of(cls, features: PairFeatures) -> Ties:
-        against, kind = features.against, features.kind_there.numpy()
-        place = features.self_index.numpy().copy()
-        # A caption that was changed since stands for another pair in the record.
-        place[(place >= 0) & (against.kinds[1][place] != kind)] = -1
-        words = None if features.pictures is None else doubt(features)
-        return cls(kind, place, claims(features).crowd, words)
+        return cls(features.kind_there.numpy(), features.record_index.numpy(), claims(features).crowd)
 
 
 @dataclass(frozen=True)
@@ -176,21 +176,27 @@ class Record:
         return out
 
     def log_odds(self, p: NDArray[np.float64], ties: Ties) -> NDArray[np.float64]:
-        """`[n]` log odds of a lie: of the caption as a whole, or of the worst of its words."""
-        whole: NDArray[np.float64] = logit(self.prior(ties)) + self.mixture.log_ratio(p)
-        return whole if ties.words is None else np.maximum(whole, self.word_odds(ties.words).max(axis=1))
-
-    def word_odds(self, words: Doubt) -> NDArray[np.float64]:
-        """`[n, l]` log odds that a word is false; -inf where none is doubtful."""
-        prior = np.maximum(words.false.numpy(), self.mixture.share).clip(1 - MOST, MOST)
-        odds = logit(prior) + self.mixture.log_ratio(words.heard.numpy())
-        out: NDArray[np.float64] = np.where(words.word.numpy() == NONE, -np.inf, odds)
+        """`[n]` log odds of a lie, of the caption as a whole."""
+        out: NDArray[np.float64] = logit(self.prior(ties)) + self.mixture.log_ratio(p)
         return out
 
 
 def log_odds(features: PairFeatures) -> NDArray[np.float64]:
-    """`[n]` log odds of "this caption has nothing to do with this image" (computed once)."""
-    return features.once("log odds", lambda: _record(features.against).log_odds(p_values(features), Ties.of(features)))
+    """`[n]` log odds of "this caption has nothing to do with this image", or a word of it (computed once)."""
+
+    def make() -> NDArray[np.float64]:
+        record = _record(features.against)
+        return np.maximum(record.log_odds(p_values(features), Ties.of(features)), _worst_word(record.mixture, features))
+
+    return features.once("log odds", make)
+
+
+def _worst_word(mixture: Mixture, features: PairFeatures) -> NDArray[np.float64]:
+    """`[n]` log odds of the worst word of each caption; -inf where no pictures were kept: then nobody doubts words."""
+    if features.pictures is None:
+        return np.full(len(features), -np.inf)
+    worst: NDArray[np.float64] = mixture.word_odds(doubt(features)).max(axis=1)
+    return worst
 
 
 def _record(against: PairFeatures) -> Record:
@@ -199,11 +205,12 @@ def _record(against: PairFeatures) -> Record:
     def make() -> Record:
         p, (kinds, kind), ties = p_values(against), against.kinds, Ties.of(against)
         mixture = fit_mixture(_joined(against))  # uniform under a lie, as the worst of several is not
+        word = _worst_word(mixture, against)
         pairs = np.bincount(kind, minlength=len(kinds)).astype(np.int64)
         lie = mixture.posterior(p, mixture.share)
         record = Record(mixture, lie, _sum_by(kind, lie, len(kinds)), pairs)
         for _ in range(ROUNDS):
-            lie = _sigmoid(record.log_odds(p, ties))
+            lie = _sigmoid(np.maximum(record.log_odds(p, ties), word))
             record = Record(mixture, lie, _sum_by(kind, lie, len(kinds)), pairs)
         return record
 
@@ -227,7 +234,7 @@ def false_word(features: PairFeatures) -> NDArray[np.int64]:
         ValueError: the features were kept without pictures.
     """
     words = doubt(features)
-    odds = _record(features.against).word_odds(words)
+    odds = _record(features.against).mixture.word_odds(words)
     worst = odds.argmax(axis=1)[:, None]
     found = np.take_along_axis(words.word.numpy(), worst, axis=1)
     out: NDArray[np.int64] = np.where(np.take_along_axis(odds, worst, axis=1) > 0, found, NONE)[:, 0]

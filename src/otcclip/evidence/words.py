@@ -74,31 +74,44 @@ def not_among(
     Returns:
         `[m, l]` bool.
     """
+    return asked & (times_heard(spoken, asked, words, silent, caption_of, votes, enough=1) == 0)
+
+
+def times_heard(
+    spoken: Tensor, asked: Tensor, words: Tensor, silent: Tensor, caption_of: Tensor, votes: Tensor, enough: int
+) -> Tensor:
+    """How many look-alikes of some images have their words, `[m, l]` int64; counting stops at `enough`.
+
+    Arguments as for `not_among`; 0 where a word is not in question.
+    """
     given = (spoken, asked, words, silent, caption_of, votes)
-    return torch.from_numpy(_not_among(*(tensor.numpy() for tensor in given)))
+    return torch.from_numpy(_times_heard(enough, *(tensor.numpy() for tensor in given)))
 
 
 @njit(cache=True)
-def _not_among(  # pragma: no cover
+def _times_heard(  # pragma: no cover
+    enough: int,
     spoken: NDArray[np.int64],
     asked: NDArray[np.bool_],
     words: NDArray[np.int64],
     silent: NDArray[np.bool_],
     caption_of: NDArray[np.int64],
     votes: NDArray[np.int_],
-) -> NDArray[np.bool_]:
-    out = np.zeros(asked.shape, np.bool_)
+) -> NDArray[np.int64]:
+    out = np.zeros(asked.shape, np.int64)
     for i in range(len(spoken)):
         for place in range(spoken.shape[1]):
             if not asked[i, place]:
                 continue
-            word, found = spoken[i, place], False
+            word, times = spoken[i, place], 0
             for j in votes[i]:
+                found = False
                 for other in range(words.shape[1]):
                     found = found or (words[caption_of[j], other] == word and not silent[j, other])
-                if found:
+                times += found
+                if times == enough:
                     break
-            out[i, place] = not found
+            out[i, place] = times
     return out
 
 
