@@ -144,3 +144,7 @@ def test_a_word_nobody_lies_by_is_as_likely_false_as_any_pair(named: Named) -> N
     expected = np.log(share / (1 - share)) + record.mixture.log_ratio(words.heard.numpy())
     np.testing.assert_allclose(record.mixture.word_odds(words)[asked], expected[asked])
     assert (record.mixture.word_odds(words)[~asked] == -np.inf).all()
+
+
+def test_who_lies_by_a_word_is_a_lie_on_the_record_of_others(named: Named) -> None:
+    np.testing.assert_allclose(_record(named.features).lie, lie_probability(named.features), atol=1e-3)
