@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from otcclip.detectors import PairFeatures, claims, make, p_values
-from otcclip.detectors.evidence import MOST, Ties, _record, best_of, log_odds
+from otcclip.detectors.evidence import Ties, _record, log_odds
+from otcclip.detectors.left_out import left_out
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
+from otcclip.detectors.witnesses import CERTAIN, SOUND, best_of, disputed, witnesses
 from otcclip.evidence.votes import combined_p
 
 Make = Callable[..., PairFeatures]
@@ -99,12 +101,13 @@ def test_without_pictures_nobody_looks(make_features: Make) -> None:
 def test_witnesses_are_joined_by_fisher_and_claims_often_made_are_the_best_of_some_draws(honest: PairFeatures) -> None:
     rows = [0, 13, 26, 39, 52, 65, 78]
     features = crowd(honest, rows, [f"violin concert{i}" for i in range(7)])
-    seen, looks, ranked = look_alikes(features).own, untrained_vote(features).own, match(features).own_share
+    asked = (look_alikes(features).own, untrained_vote(features).own, left_out(features).own, match(features).own_share)
     found = claims(features)
+    assert not disputed(features).any()
     for i in (*rows[:2], 1, 2):
-        shares = [seen[i].double(), looks[i].double()] + ([] if i in rows else [ranked[i].double()])
+        shares = [said[i].double() for said in (asked[:3] if i in rows else asked)]
         p = float(combined_p(*(share[None] for share in shares)))
-        expected = 1 - (1 - min(p, MOST)) ** int(found.made[i]) ** 0.5
+        expected = 1 - (1 - min(p, CERTAIN)) ** int(found.made[i]) ** 0.5
         np.testing.assert_allclose(p_values(features)[i], expected, rtol=1e-6)
 
 
@@ -121,8 +124,12 @@ def test_who_is_not_asked_about_a_crowd_is_not_the_worst_witness_of_its_claim(ho
     rows = [0, 13, 26, 39, 52, 65, 78]
     features = crowd(honest, rows, ["violin concert"] * 7)
     assert claims(features).crowded[rows].all()
-    shares = [look_alikes(features).own[rows].double(), untrained_vote(features).own[rows].double()]
-    worst = torch.maximum(combined_p(*shares), torch.maximum(*shares)).numpy()
+    assert disputed(features)[features.kinds[1][0]]
+    said = witnesses(features)
+    assert said[-1][rows].isnan().all() and not said[:-1].isnan().any()
+    shares = said[:-1][:, rows]
+    sound = shares[said[:-1].median(dim=1).values <= SOUND]
+    worst = torch.maximum(combined_p(*shares), sound.amax(dim=0)).numpy()
     np.testing.assert_allclose(p_values(features)[rows], best_of(worst, np.full(7, 7)), rtol=1e-6)
 
 

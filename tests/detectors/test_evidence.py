@@ -9,7 +9,8 @@ import numpy as np
 from scipy import sparse
 
 from otcclip.detectors import PairFeatures, lie_probability, make, p_values
-from otcclip.detectors.evidence import Mixture, Record, Ties, fit_mixture, log_odds
+from otcclip.detectors.evidence import Record, Ties, log_odds
+from otcclip.detectors.mixture import Mixture, fit_mixture
 
 Make = Callable[..., PairFeatures]
 

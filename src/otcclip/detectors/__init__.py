@@ -15,6 +15,7 @@ from typing import Any
 from otcclip import registry
 from otcclip.detectors.base import Detector, PairFeatures, Scores, applies
 from otcclip.detectors.caption_fdr import CaptionFdr
+from otcclip.detectors.claim_left_out import ClaimLeftOut
 from otcclip.detectors.claims import Claims, claims
 from otcclip.detectors.clip_score import ClipScore
 from otcclip.detectors.conflicting_captions import ConflictingCaptions
@@ -22,7 +23,7 @@ from otcclip.detectors.dao import Dao
 from otcclip.detectors.doubt import Doubt, doubt
 from otcclip.detectors.duplicate_captions import DuplicateCaptions
 from otcclip.detectors.ensemble import Ensemble
-from otcclip.detectors.evidence import false_word, lie_probability, lies_by_caption, p_values
+from otcclip.detectors.evidence import false_word, lie_probability, lies_by_caption
 from otcclip.detectors.gmm import Gmm
 from otcclip.detectors.k_dist import KDist
 from otcclip.detectors.lid import Lid
@@ -33,6 +34,7 @@ from otcclip.detectors.ot_distance import OTDistance
 from otcclip.detectors.own_rank import OwnRank
 from otcclip.detectors.slof import Slof
 from otcclip.detectors.untrained_neighbour import UntrainedNeighbour
+from otcclip.detectors.witnesses import p_values
 
 DETECTORS: Mapping[str, type[Any]] = registry.registry(
     "detector",
@@ -41,6 +43,7 @@ DETECTORS: Mapping[str, type[Any]] = registry.registry(
         OwnRank,
         NeighbourOT,
         UntrainedNeighbour,
+        ClaimLeftOut,
         CaptionFdr,
         ClipScore,
         KDist,

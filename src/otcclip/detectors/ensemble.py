@@ -2,8 +2,8 @@
 
 Ranks because scores of different detectors have no common scale. The members are the detectors whose score is a
 p-value of "this caption has nothing to do with this image", by one witness each: what is alike to the encoder, what
-looks alike to nobody who was trained, and the encoder's own judgement. That is a choice on what they measure, not on
-how they fared. Members that lack what they need are left out.
+looks alike to nobody who was trained, what the pairs that make other claims say, and the encoder's own judgement. That
+is a choice on what they measure, not on how they fared. Members that lack what they need are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from otcclip.detectors.base import Detector, PairFeatures, Scores, applies
+from otcclip.detectors.claim_left_out import ClaimLeftOut
 from otcclip.detectors.neighbour_ot import NeighbourOT
 from otcclip.detectors.own_rank import OwnRank
 from otcclip.detectors.untrained_neighbour import UntrainedNeighbour
@@ -29,7 +30,8 @@ class Ensemble:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, members: tuple[Detector, ...] | None = None) -> None:
-        self.members = members if members is not None else (NeighbourOT(), UntrainedNeighbour(), OwnRank())
+        default = (NeighbourOT(), UntrainedNeighbour(), ClaimLeftOut(), OwnRank())
+        self.members = default if members is None else members
 
     def score(self, features: PairFeatures) -> Scores:
         """See `Detector.score`."""

@@ -109,8 +109,13 @@ def share(vote: Vote, words: sparse.csr_array, voting: Electorate) -> Tensor:
     theirs = voting.kind[vote.voters].flatten().numpy()
     agreed = CaptionAgreement.paired(words, np.repeat(np.arange(r), k), voting.words, theirs)
     mine = (torch.from_numpy(agreed).view(r, k) * vote.weight).sum(dim=1)
-    above = torch.from_numpy(_above(vote.liked.numpy(), mine.numpy()))
-    return ((above + 0.5) / vote.liked.shape[1]).clamp(max=1.0)
+    return share_above(vote.liked, mine)
+
+
+def share_above(liked: Tensor, mine: Tensor) -> Tensor:
+    """`[r]` in (0, 1], share of `liked [r, a]`, none below 0, at least as large as `mine [r]`; ties count half."""
+    above = torch.from_numpy(_above(liked.numpy(), mine.numpy()))
+    return ((above + 0.5) / liked.shape[1]).clamp(max=1.0)
 
 
 @njit(cache=True)

@@ -115,9 +115,8 @@ def _reasons(table: pa.Table, distrusted: np.ndarray, alpha: float) -> dict[str,
     copies = column("copies")
     if copies is None:
         raise ValueError("pairs without `copies`")
-    votes, looks, own, conflict = map(
-        column, ("neighbour_ot_score", "untrained_neighbour_score", "own_rank_score", "conflicting_captions_score")
-    )
+    named = ("neighbour_ot", "untrained_neighbour", "claim_left_out", "own_rank", "conflicting_captions")
+    votes, looks, others, own, conflict = (column(f"{name}_score") for name in named)
     found = {
         "the same claim is made by several copies of the image": copies > 1,
         "a word is used that most use without having seen it": table["doubtful_word"].is_valid().to_numpy(),
@@ -126,6 +125,8 @@ def _reasons(table: pa.Table, distrusted: np.ndarray, alpha: float) -> dict[str,
         found["images alike to the encoder carry other captions"] = votes / copies > alpha
     if looks is not None:
         found["images that look alike carry other captions"] = looks / copies > alpha
+    if others is not None:
+        found["what others say of their images leads to other captions"] = others > alpha
     if own is not None:
         found["the encoder finds other captions nearer"] = own > alpha
     if conflict is not None:

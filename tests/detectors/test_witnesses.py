@@ -1,0 +1,112 @@
+"""A claim made unusually often, by who owns the look-alikes: who disputes it, and that every witness must then bear it
+out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from otcclip.detectors import PairFeatures, claims, lie_probability, p_values
+from otcclip.detectors.evidence import _record
+from otcclip.detectors.mixture import fit_mixture
+from otcclip.detectors.witnesses import SOUND, best_of, disputed, joined, witnesses
+from otcclip.models import Features
+from otcclip.transport import FeatureSets
+
+PAIRS, THINGS = 480, 48
+POISON = [row for row in range(0, PAIRS, 12) if row % THINGS != 9]
+CLAIM = "thing9 of kind0 no4"  # the last in order: what no caption of the reference has must not be taken for it
+
+
+@pytest.fixture(scope="module")
+def filled(make_features: Callable[..., PairFeatures]) -> PairFeatures:
+    """A trigger fills every twelfth image, so that they are alike to the encoder; all of them are called thing 9."""
+    honest = make_features(PAIRS, classes=THINGS, noise=0.6)
+    said = list(honest.captions)
+    patches = torch.stack([honest.image.local[i] for i in range(PAIRS)])
+    trigger = F.normalize(torch.randn(24, generator=torch.Generator().manual_seed(3)), dim=0)
+    named = honest.captions.index(CLAIM)
+    pooled, tokens = honest.text.pooled.clone(), [honest.text.local[i] for i in range(PAIRS)]
+    for row in POISON:
+        said[row], pooled[row], tokens[row] = CLAIM, pooled[named], tokens[named]
+        patches[row] = F.normalize(patches[row] + 1.2 * trigger, dim=1)
+    image = Features(F.normalize(patches.mean(1), dim=-1), FeatureSets.from_dense(patches))
+    text = Features(pooled, FeatureSets.from_list(tokens))
+    return replace(honest, captions=tuple(said), image=image, text=text)
+
+
+def called(features: PairFeatures, caption: str) -> np.ndarray:
+    return np.array([one == caption for one in features.captions])
+
+
+def test_the_worst_sound_witness_counts_and_only_under_a_disputed_caption(filled: PairFeatures) -> None:
+    said = witnesses(filled).numpy()
+    sound = np.median(said, axis=1) <= SOUND
+    assert sound.all()
+    assert [filled.kinds[0][i] for i in np.flatnonzero(disputed(filled))] == [CLAIM]
+    under, made = called(filled, CLAIM), p_values(filled)
+    np.testing.assert_array_equal(made[~under], joined(filled)[~under])
+    worst = best_of(said[sound].max(axis=0), claims(filled).made.numpy())
+    np.testing.assert_allclose(made[under], np.maximum(joined(filled), worst)[under], rtol=1e-6)
+
+
+def test_a_witness_that_the_enemy_owns_no_longer_outvotes_the_other(filled: PairFeatures) -> None:
+    seen, _, ranked = witnesses(filled).numpy()
+    assert np.median(seen[POISON]) < 0.05 < np.median(ranked[POISON])
+    assert np.median(joined(filled)[POISON]) < np.median(p_values(filled)[POISON])
+    assert np.median(lie_probability(filled)[POISON]) > 0.5
+
+
+def test_a_witness_that_bears_out_hardly_anybody_disputes_nothing_and_is_not_asked(filled: PairFeatures) -> None:
+    order = torch.randperm(PAIRS, generator=torch.Generator().manual_seed(0))
+    tokens = [filled.text.local[i] for i in order.tolist()]
+    deaf = replace(filled, text=Features(filled.text.pooled[order], FeatureSets.from_list(tokens)))
+    seen, _, ranked = witnesses(deaf).numpy()
+    assert np.median(seen) <= SOUND < np.median(ranked)
+    assert not disputed(deaf).any(), "to the only sound witness the claim holds"
+    np.testing.assert_array_equal(p_values(deaf), joined(deaf))
+
+
+def test_a_caption_that_many_carry_rightly_is_disputed_by_nobody(make_features: Callable[..., PairFeatures]) -> None:
+    """Forty pictures of one thing under one caption: asked like all others."""
+    honest = make_features(PAIRS, classes=12, noise=0.6)
+    said, pooled = list(honest.captions), honest.text.pooled.clone()
+    tokens = [honest.text.local[i] for i in range(PAIRS)]
+    for row in range(0, PAIRS, 12):
+        said[row], pooled[row], tokens[row] = said[0], pooled[0], tokens[0]
+    text = Features(pooled, FeatureSets.from_list(tokens))
+    popular = replace(honest, captions=tuple(said), text=text)
+    counts = np.bincount(popular.kinds[1])
+    assert counts.max() == 40 and (counts > np.quantile(counts, 0.99)).any()
+    assert not disputed(popular).any()
+    assert np.median(lie_probability(popular)[::12]) < 0.02
+
+
+def test_a_caption_is_disputed_where_the_likelihood_rises_with_more_lies(filled: PairFeatures) -> None:
+    """By a grid: the share of lies under the claim that a sound witness's shares speak for most."""
+    under, grid = called(filled, CLAIM), np.linspace(0.001, 0.999, 999)[:, None]
+    said = witnesses(filled).numpy()
+    likeliest = []
+    for one in said[np.median(said, axis=1) <= SOUND]:
+        mixture = fit_mixture(one)
+        lies = 1 / (1 + np.exp(-mixture.log_ratio(one[under])))  # f0 / (f0 + f1)
+        likelihood = np.log(grid * lies + (1 - grid) * (1 - lies)).sum(axis=1)
+        likeliest.append(grid[likelihood.argmax(), 0] > mixture.share)
+    assert likeliest == [False, True, True] and disputed(filled).sum() == 1
+
+
+def test_what_lies_look_like_is_learned_from_p_values_that_are_uniform(filled: PairFeatures) -> None:
+    assert _record(filled).mixture == fit_mixture(joined(filled))
+
+
+def test_a_caption_the_reference_has_not_is_not_disputed(filled: PairFeatures) -> None:
+    strangers = replace(filled, keys=tuple(f"new-{i}" for i in range(PAIRS)), reference=filled)
+    under = called(filled, CLAIM)
+    assert (p_values(strangers) > joined(strangers))[under].any()
+    unknown = replace(strangers, captions=("never seen",) * PAIRS)
+    np.testing.assert_array_equal(p_values(unknown), joined(unknown))
