@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from otcclip.detectors import PairFeatures, claims, lie_probability, p_values
+from otcclip.detectors import witnesses as module
 from otcclip.detectors.evidence import _record
 from otcclip.detectors.mixture import fit_mixture
-from otcclip.detectors.witnesses import SOUND, best_of, disputed, joined, witnesses
+from otcclip.detectors.witnesses import SOUND, _unusual, best_of, disputed, disputes, joined, witnesses
 from otcclip.models import Features
 from otcclip.transport import FeatureSets
 
@@ -48,7 +49,8 @@ def test_the_worst_sound_witness_counts_and_only_under_a_disputed_caption(filled
     said = witnesses(filled).numpy()
     sound = np.median(said, axis=1) <= SOUND
     assert sound.all()
-    assert [filled.kinds[0][i] for i in np.flatnonzero(disputed(filled))] == [CLAIM]
+    assert [filled.kinds[0][i] for i in np.flatnonzero(disputes(filled).caption)] == [CLAIM]
+    assert not disputes(filled).word.any(), "nine of ten who say kind0 are right"
     under, made = called(filled, CLAIM), p_values(filled)
     np.testing.assert_array_equal(made[~under], joined(filled)[~under])
     worst = best_of(said[sound].max(axis=0), claims(filled).made.numpy())
@@ -97,7 +99,73 @@ def test_a_caption_is_disputed_where_the_likelihood_rises_with_more_lies(filled:
         lies = 1 / (1 + np.exp(-mixture.log_ratio(one[under])))  # f0 / (f0 + f1)
         likelihood = np.log(grid * lies + (1 - grid) * (1 - lies)).sum(axis=1)
         likeliest.append(grid[likelihood.argmax(), 0] > mixture.share)
-    assert likeliest == [False, True, True] and disputed(filled).sum() == 1
+    assert likeliest == [False, True, True] and disputes(filled).caption.sum() == 1
+
+
+@pytest.fixture(scope="module")
+def spread(filled: PairFeatures) -> PairFeatures:
+    """The same poison, no two pairs of which have a caption in common: only the name."""
+    said = [f"{caption.split()[0]} view{i}" for i, caption in enumerate(filled.captions)]
+    for row in POISON:
+        said[row] = f"banana view{row}"
+    return replace(filled, captions=tuple(said))
+
+
+def test_a_word_by_which_most_lie_to_a_sound_witness_is_disputed(spread: PairFeatures) -> None:
+    found = disputes(spread)
+    assert not found.caption.any() and [spread.agreement.names[i] for i in np.flatnonzero(found.word)] == ["banana"]
+    assert np.flatnonzero(disputed(spread)).tolist() == POISON
+    said = witnesses(spread).numpy()
+    sound = np.median(said, axis=1) <= SOUND
+    worst = best_of(said[sound].max(axis=0), claims(spread).made.numpy())
+    np.testing.assert_allclose(p_values(spread)[POISON], np.maximum(joined(spread), worst)[POISON], rtol=1e-6)
+    assert np.median(p_values(spread)[POISON]) > 2 * np.median(joined(spread)[POISON])
+    strangers = replace(spread, keys=tuple(f"new-{i}" for i in range(PAIRS)), reference=spread)
+    unseen = replace(strangers, captions=tuple(f"{caption} unseen" for caption in spread.captions))
+    assert np.flatnonzero(disputed(unseen)).tolist() == POISON
+
+
+def test_a_word_that_half_say_rightly_is_disputed_by_nobody(spread: PairFeatures) -> None:
+    """Thing 5's pictures, as many as there are poisoned ones, are called bananas as well."""
+    said = list(spread.captions)
+    for row in [i for i in range(PAIRS) if i % THINGS in (5, 17, 29, 41) and i not in POISON]:
+        said[row] = f"banana view{row}"
+    shared = replace(spread, captions=tuple(said))
+    assert sum("banana" in caption for caption in said) > 2 * len(POISON) - 4
+    assert not disputes(shared).word.any()
+
+
+def test_nobody_disputes_a_word_without_having_been_asked_about_most_of_its_users(
+    spread: PairFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = witnesses(spread).clone()
+    said[1:, POISON[: len(POISON) * 2 // 3]] = torch.nan
+    monkeypatch.setattr(module, "witnesses", lambda pairs: said)
+    anew = replace(spread)
+    assert len(disputes(anew).word) and not disputes(anew).word.any()
+    said[1:] = witnesses(spread)[1:]
+    said[1:, POISON[: len(POISON) // 3]] = torch.nan
+    assert disputes(replace(spread)).word.any()
+
+
+def test_a_crowd_has_one_voice(spread: PairFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = claims(spread)
+    made = found.made.clone()
+    made[POISON] = len(POISON)
+    monkeypatch.setattr(module, "claims", lambda pairs: replace(found, made=made))
+    assert not disputes(replace(spread)).word.any()
+
+
+def test_seven_sevenths_are_not_more_than_one_and_of_nothing_nothing_is_unusual() -> None:
+    voices = np.array([1.0, 1.0, np.bincount([0] * 7, [1 / 7] * 7)[0]])
+    assert voices[2] != 1 and not _unusual(voices, 0.95).any()
+    assert _unusual(np.array([1.0] * 40 + [2.0]), 0.95).sum() == 1
+    assert not _unusual(np.zeros(3), 0.95).any()
+
+
+def test_captions_without_a_word_that_tells_them_apart_are_no_trouble(filled: PairFeatures) -> None:
+    same = replace(filled, captions=("one and the same",) * PAIRS)
+    assert np.isfinite(p_values(same)).all() and not disputes(same).word.any()
 
 
 def test_what_lies_look_like_is_learned_from_p_values_that_are_uniform(filled: PairFeatures) -> None:

@@ -57,6 +57,7 @@ def make_scan(tmp_path: Path) -> Make:
             "p_value": np.linspace(1, 0, n),
             "lie": np.linspace(1, 0, n),
             "copies": [2 if i == 1 else 1 for i in range(n)],
+            "disputed": [i == 2 for i in range(n)],
             "doubtful_word": ["</script>banana" if i == 1 else None for i in range(n)],
             "best_caption": ["what it shows"] * n,
             "action": action,

@@ -28,6 +28,7 @@ from otcclip.detectors import (
     PairFeatures,
     applies,
     claims,
+    disputed,
     false_word,
     lie_probability,
     lies_by_caption,
@@ -144,6 +145,7 @@ def row_schema(detectors: Sequence[Detector]) -> pa.Schema:
             ("p_value", number),
             ("lie", number),
             ("copies", pa.int64()),
+            ("disputed", pa.bool_()),
             ("doubtful_word", text),
             ("own_distance", number),
             ("own_rank", pa.int64()),
@@ -216,6 +218,7 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         "p_value": p_values(pairs),
         "lie": lie,
         "copies": claims(pairs).made.numpy(),
+        "disputed": disputed(pairs),
         "doubtful_word": [
             against.agreement.names[word] if word != NONE else None for word in false_word(pairs).tolist()
         ],

@@ -34,7 +34,7 @@ from otcclip.detectors.ot_distance import OTDistance
 from otcclip.detectors.own_rank import OwnRank
 from otcclip.detectors.slof import Slof
 from otcclip.detectors.untrained_neighbour import UntrainedNeighbour
-from otcclip.detectors.witnesses import p_values
+from otcclip.detectors.witnesses import disputed, p_values
 
 DETECTORS: Mapping[str, type[Any]] = registry.registry(
     "detector",
@@ -79,6 +79,7 @@ __all__ = [
     "Scores",
     "applies",
     "claims",
+    "disputed",
     "doubt",
     "false_word",
     "lie_probability",

@@ -17,7 +17,18 @@ from otcclip.report.words import clean
 
 MOST_ROWS = 100_000
 ACTIONS = ("keep", "re-pair", "drop")
-NEEDED = ("key", "caption", "p_value", "lie", "copies", "doubtful_word", "best_caption", "action", "new_caption")
+NEEDED = (
+    "key",
+    "caption",
+    "p_value",
+    "lie",
+    "copies",
+    "disputed",
+    "doubtful_word",
+    "best_caption",
+    "action",
+    "new_caption",
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,7 @@ def _reasons(table: pa.Table, distrusted: np.ndarray, alpha: float) -> dict[str,
     named = ("neighbour_ot", "untrained_neighbour", "claim_left_out", "own_rank", "conflicting_captions")
     votes, looks, others, own, conflict = (column(f"{name}_score") for name in named)
     found = {
+        "what it says is said unusually often, and a witness disputes it": table["disputed"].to_numpy(False),
         "the same claim is made by several copies of the image": copies > 1,
         "a word is used that most use without having seen it": table["doubtful_word"].is_valid().to_numpy(),
     }

@@ -1,0 +1,125 @@
+"""Scan with encoders that never saw the pairs, repair, and train on what is left: does an attack get through?
+
+    .venv/bin/python recipes/scan_then_train.py --attacks badnets blended sig clean-label targeted --seed 0
+    .venv/bin/python recipes/scan_then_train.py --attacks tiled mixed-captions mimicry jittered --loss otcclip
+
+Poisons the corpus as the matrix does (`otcclip poison`), scans it with the trusted encoders at 128 pixels, repairs by
+the default rule, and trains for as many steps as the undefended run, with the loss of CLIP or of `otcclip`, whose
+judgement is not asked. Prints a line: accuracy, attack success, what is in force. What is finished is not repeated.
+Scanning takes three minutes, training four to six.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from otcclip.cli import guarded
+from otcclip.data.manifest import Manifest, read_manifest
+from otcclip.defenses import DEFENSES
+from otcclip.defenses.base import HOLD_BACK, KEEP, REPAIR, Decisions, EpochContext, EpochPlan, TrainingPairs, spread
+from otcclip.defenses.clip import Clip
+from otcclip.defenses.otcclip import OTCClip
+from otcclip.evidence.belief import Belief
+from otcclip.training import experiment
+from otcclip.training.experiment import RunSpec, run_experiment
+
+PLAIN = ("badnets", "blended", "sig", "clean-label", "targeted")
+
+
+def settled(manifest: Manifest, pairs: TrainingPairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[n]` int8 and `[n]` int64: what is done with each pair, and the caption in force."""
+    number = {caption: i for i, caption in enumerate(pairs.captions)}
+    action, caption = torch.full((len(pairs),), HOLD_BACK, dtype=torch.int8), pairs.caption_of.clone()
+    for i, key in enumerate(pairs.keys):
+        own = pairs.captions[int(pairs.caption_of[i])]
+        said = manifest.caption(key, own)
+        if said is not None:
+            action[i], caption[i] = (KEEP if said == own else REPAIR), number[said]
+    return action, caption
+
+
+def defended(manifest: Manifest, loss: str) -> Callable[..., Any]:
+    """`make_defense` of a run that trains on what the manifest keeps."""
+
+    class ScannedClip(Clip):
+        def begin_epoch(self, context: EpochContext) -> EpochPlan:
+            self.action, self.caption = settled(manifest, context.pairs)
+            rows = torch.nonzero(self.action != HOLD_BACK)[:, 0]
+            return EpochPlan("train", spread(rows, len(context.pairs)), self.caption)
+
+        def decisions(self, pairs: TrainingPairs) -> Decisions:
+            action, caption = settled(manifest, pairs)
+            return Decisions(action.numpy(), caption.numpy(), np.full(len(pairs), np.nan))
+
+    class ScannedOTCClip(OTCClip):
+        def _start(self, pairs: TrainingPairs) -> Belief:
+            self._action, self._caption = settled(manifest, pairs)
+            return Belief.gather(pairs.images, pairs.tokens, pairs.caption_of, self.alpha)
+
+    def make(name: str, /, **options: Any) -> Any:
+        assert name in DEFENSES
+        return ScannedClip() if loss == "clip" else ScannedOTCClip(first_refresh=1_000_000)
+
+    return make
+
+
+def scanned(options: argparse.Namespace, folder: Path) -> Path:
+    """The manifest of the corpus, poisoned, scanned and repaired under `folder`."""
+    pairs, scan, repaired = (folder / name for name in ("pairs", "scan", "repaired"))
+    if not pairs.exists():
+        split = ["--hold-out", options.hold_out, "--seed", str(options.seed), "--target", options.target]
+        _otcclip("poison", options.corpus, *split, "--attacks", *options.attacks, "--out", str(pairs))
+    if not (scan / "summary.json").exists():
+        encoder = ["--encoder", "trusted", "--image-size", "128", "--poison", str(pairs / "poison.parquet")]
+        _otcclip("scan", str(pairs), *encoder, "--out", str(scan), *(["--resume"] if scan.exists() else []))
+    if not repaired.exists():
+        _otcclip("repair", str(scan), "--out", str(repaired))
+    return repaired / "manifest.parquet"
+
+
+def _otcclip(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "otcclip.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--attacks", nargs="+", default=list(PLAIN))
+    parser.add_argument("--loss", choices=("clip", "otcclip"), default="clip")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hold-out", default="twemoji")
+    parser.add_argument("--target", default="banana")
+    parser.add_argument("--corpus", default="corpora/emoji")
+    parser.add_argument("--out", default="runs/scanned")
+    options = parser.parse_args()
+    folder = Path(options.out, "+".join(options.attacks), f"seed-{options.seed}")
+    manifest = read_manifest(scanned(options, folder))
+    experiment.make_defense = defended(manifest, options.loss)  # type: ignore[assignment]
+    spec = RunSpec(
+        options.corpus,
+        str(folder / options.loss),
+        options.loss,
+        hold_out=options.hold_out,
+        target=options.target,
+        seed=options.seed,
+        attacks=tuple(options.attacks),
+        threads=1,
+    )
+    result = run_experiment(spec)
+    rates = ", ".join(f"{name} {100 * one['asr']:.1f}" for name, one in result["attacks"].items())
+    print(
+        f"scan, then {options.loss}, seed {options.seed}: top-1 {100 * result['top1']:.1f}, top-5 "
+        f"{100 * result['top5']:.1f}; ASR {rates}; {result['pairs_kept']} pairs in force, of poison "
+        f"{result['poison_kept']}; {result['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
