@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from otcclip.data.keys import hash_keys
 from otcclip.detectors import PairFeatures, claims, make
 from otcclip.detectors import left_out as module
-from otcclip.detectors.left_out import JITTER, RIDGE, WIDTH, _fit, _predicted, left_out
+from otcclip.detectors.left_out import JITTER, RIDGE, WIDTH, _fit, _group, _predicted, left_out
 from otcclip.evidence.captions import agreement_table
 from otcclip.evidence.copies import LIKE
 from otcclip.models import Features
@@ -141,18 +141,34 @@ def test_where_everybody_makes_one_claim_nobody_knows(kin: PairFeatures) -> None
     assert torch.isfinite(own).all() and (own >= 0.5).all()
 
 
-def test_of_very_many_the_most_alike_are_left_out(kin: PairFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tuple(
-        c if i % 24 != 1 else ("thing0 thing1", "thing1 thing0 thing2")[i // 24 % 2] for i, c in enumerate(kin.captions)
-    )
-    features = replace(kin, captions=said)
-    fit, words = _fit(features), features.words
-    agreed = agreement_table(words[[0]], features.agreement.marginals(features.kinds[0]))[0]
-    full = module._group(agreed, fit)
-    assert {features.captions[i] for i in full.tolist()} == {"thing0", "thing0 thing1", "thing1 thing0 thing2"}
-    monkeypatch.setattr(module, "MOST", 12)
-    few = module._group(agreed, fit)
-    assert len(few) == 12 and [features.captions[i] for i in few.tolist()][:10] == ["thing0"] * 10
+def test_who_makes_the_claim_is_left_out_however_many_they_are(
+    kin: PairFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than there are landmarks: by another identity, to the same end."""
+    monkeypatch.setattr(module, "LANDMARKS", 25)
+    features = lying(kin, [i for i in range(240) if i % 4 != 1], 0)
+    assert len(_group(np.array([1.0] + [0.0] * 6, np.float32), _fit(features))) == 180
+    found = predicted(features)
+    np.testing.assert_allclose(found, fitted_again(features), atol=2e-4)
+    assert np.abs(found).max() > 0.05
+
+
+def test_of_a_placeholder_under_many_claims_some_are_left_out(
+    kin: PairFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only so many: what is left out of it costs what it costs for others."""
+    image, local = kin.image.pooled.clone(), torch.stack([kin.image.local[i] for i in range(240)])
+    image[:60], local[:60] = image[0].clone(), local[0].clone()
+    features = replace(kin, image=Features(image, type(kin.image.local).from_dense(local)))
+    asked: list[int] = []
+    real = module._Fit.without
+    monkeypatch.setattr(module._Fit, "without", lambda fit, group, x: asked.append(len(group)) or real(fit, group, x))
+    monkeypatch.setattr(module, "TWINS", 7)
+    predicted(features)
+    assert max(asked) == 10 + 7
+    monkeypatch.setattr(module, "TWINS", 256)
+    predicted(replace(features))
+    assert max(asked) >= 60
 
 
 def test_the_order_of_the_reference_does_not_matter(kin: PairFeatures) -> None:

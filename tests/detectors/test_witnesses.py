@@ -111,7 +111,7 @@ def spread(filled: PairFeatures) -> PairFeatures:
     return replace(filled, captions=tuple(said))
 
 
-def test_a_word_by_which_most_lie_to_a_sound_witness_is_disputed(spread: PairFeatures) -> None:
+def test_a_word_by_which_three_of_four_lie_to_a_sound_witness_is_disputed(spread: PairFeatures) -> None:
     found = disputes(spread)
     assert not found.caption.any() and [spread.agreement.names[i] for i in np.flatnonzero(found.word)] == ["banana"]
     assert np.flatnonzero(disputed(spread)).tolist() == POISON

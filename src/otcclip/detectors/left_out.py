@@ -45,7 +45,7 @@ LANDMARKS = 2048
 WIDTH = 0.3
 RIDGE = 1.0
 JITTER = 1e-3  # two landmarks may be one picture
-MOST = 1024  # pairs left out at most, those most alike in words: a group of s takes s^3 to leave out
+TWINS = 256  # near-duplicates under other claims that are left out at most: a placeholder may have thousands
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,14 @@ class _Fit:
     def without(self, group: Tensor, x: Tensor) -> Tensor:
         """`[n, t]` what the map fitted without the pairs `group [s]` says of images with features `x [n, l]`."""
         seen = self.seen[group]
-        unlearned: Tensor = torch.linalg.solve(torch.eye(len(group)) - seen @ seen.T, self.residual[group])
-        return x @ self.weights - (x @ seen.T) @ unlearned
+        if len(group) <= seen.shape[1]:
+            unlearned: Tensor = torch.linalg.solve(torch.eye(len(group)) - seen @ seen.T, self.residual[group])
+            return x @ self.weights - (x @ seen.T) @ unlearned
+        # The same by weights, not by pairs: (I - F_S' F_S)^-1 (F'Y - F_S' Y_S), with Y_S = E_S + F_S F'Y.
+        rest = torch.eye(seen.shape[1]) - seen.T @ seen
+        told = seen.T @ (self.residual[group] + seen @ self.weights)
+        weights: Tensor = torch.linalg.solve(rest, self.weights - told)
+        return x @ weights
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -161,7 +167,7 @@ def _predicted(features: PairFeatures, rows: Tensor, fit: _Fit) -> Tensor:
         for i in np.flatnonzero(of == c).tolist():
             more = np.setdiff1d(silent.indices[silent.indptr[i] : silent.indptr[i + 1]], like.numpy())
             if len(more):
-                out[i] = fit.without(torch.cat([torch.from_numpy(more).long(), like])[:MOST], x[i : i + 1])[0]
+                out[i] = fit.without(torch.cat([like, torch.from_numpy(more[:TWINS]).long()]), x[i : i + 1])[0]
             else:
                 together.append(i)
         if together:
@@ -171,7 +177,5 @@ def _predicted(features: PairFeatures, rows: Tensor, fit: _Fit) -> Tensor:
 
 def _group(agreed: NDArray[np.float32], fit: _Fit) -> Tensor:
     """`[s]` the pairs of the reference whose captions say nearly what one does, which agrees `agreed [u]` with each."""
-    alike = np.flatnonzero(agreed >= LIKE)
-    alike = alike[np.argsort(-agreed[alike], kind="stable")]
-    spans = [fit.under[fit.start[c] : fit.start[c + 1]] for c in alike.tolist()]
-    return torch.cat(spans)[:MOST] if spans else torch.empty(0, dtype=torch.int64)
+    spans = [fit.under[fit.start[c] : fit.start[c + 1]] for c in np.flatnonzero(agreed >= LIKE).tolist()]
+    return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)

@@ -7,7 +7,7 @@ copy. Fisher's rule joins them.
 
 Who fills images with a trigger owns their look-alikes, and witnesses that he owns would outvote the others. So claims
 that are made unusually often, captions and words, are looked at by each witness for itself: one *disputes* a caption
-under which it finds more lies than among all pairs, and a word by which, to it, most who use it lie. Under a disputed
+under which it finds more lies than among all pairs, and a word by which, to it, three of four lie. Under a disputed
 claim a pair must be borne out by every witness that is sound on these data: the worst counts. What many pairs say
 rightly is disputed by none. A crowd has one voice here, as it has in votes.
 
@@ -36,6 +36,7 @@ from otcclip.evidence import trust, words
 from otcclip.evidence.votes import combined_p
 
 SOUND = 0.1  # a witness is sound if it bears out most pairs of the reference at this level
+LYING = 0.75  # of those who use a word; chosen with poison in view (docs/experiments.md, E33)
 CERTAIN = 1 - 1e-6
 
 
@@ -101,8 +102,8 @@ def disputes(reference: PairFeatures) -> Disputes:
     """Ask every sound witness about the claims made unusually often (computed once).
 
     A share of lies is larger than some prior where the mean posterior under that prior exceeds it: there the likelihood
-    of a larger share begins to rise. The prior is the share among all pairs for a caption, and one half for a word,
-    which true captions have in common with false ones. Nobody disputes a word who was not asked about most of its
+    of a larger share begins to rise. The prior is the share among all pairs for a caption; for a word, which true
+    captions have in common with false ones, it is `LYING`. Nobody disputes a word who was not asked about most of its
     users.
     """
 
@@ -120,8 +121,8 @@ def disputes(reference: PairFeatures) -> Disputes:
             asked = np.flatnonzero(~np.isnan(said))
             mixture, heard = fit_mixture(said[asked]), count(asked)
             caption |= count(asked, mixture.posterior(said[asked], mixture.share)) > mixture.share * heard
-            lies = users @ count(asked, mixture.posterior(said[asked], 0.5))
-            word |= (lies > users @ heard / 2) & (2 * (users @ heard) >= users @ voices)
+            lies = users @ count(asked, mixture.posterior(said[asked], LYING))
+            word |= (lies > LYING * (users @ heard)) & (2 * (users @ heard) >= users @ voices)
         return Disputes(caption & _unusual(voices, words.USUAL), word & _unusual(users @ voices, trust.USUAL))
 
     return reference.once("disputes", make)
