@@ -105,6 +105,15 @@ def data_of(page: str) -> dict[str, Any]:
     return found
 
 
+def test_why_pairs_are_not_kept(make_scan: Make) -> None:
+    """Three of the first seven are not kept, of whom others say something else; of one a witness disputes what it says."""
+    folder = make_scan(claim_left_out_score=np.where(np.arange(60) < 7, 0.9, 0.01))
+    text = re.sub(r"<[^>]*>|\s+", " ", write_scan_report(folder).read_text("utf-8"))
+    text = re.sub(r"\s+", " ", text)
+    assert "what others say of their images leads to other captions 3" in text
+    assert "what it says is said unusually often, and a witness disputes it 1" in text
+
+
 def test_what_it_says(make_scan: Make) -> None:
     page = write_scan_report(make_scan()).read_text("utf-8")
     assert "Of 60 pairs, 18 carry captions that nothing bears out." in page
