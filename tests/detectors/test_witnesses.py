@@ -148,6 +148,16 @@ def test_nobody_disputes_a_word_without_having_been_asked_about_most_of_its_user
     assert disputes(replace(spread)).word.any()
 
 
+def test_who_is_not_asked_is_not_the_worst_witness(filled: PairFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = witnesses(filled).clone()
+    said[:, 5], said[-1, 5] = 0.01, torch.nan
+    monkeypatch.setattr(module, "witnesses", lambda pairs: said)
+    monkeypatch.setattr(module, "disputed", lambda pairs: np.ones(PAIRS, bool))
+    anew = replace(filled)
+    expected = max(joined(anew)[5], best_of(np.array([0.01]), claims(filled).made.numpy()[5:6])[0])
+    assert p_values(anew)[5] == pytest.approx(expected) and expected < 0.1
+
+
 def test_a_crowd_has_one_voice(spread: PairFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
     found = claims(spread)
     made = found.made.clone()

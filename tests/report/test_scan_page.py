@@ -106,7 +106,7 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def test_why_pairs_are_not_kept(make_scan: Make) -> None:
-    """Three of the first seven are not kept, of whom others say something else; of one a witness disputes what it says."""
+    """Others say something else of seven, three of which are not kept; a witness disputes what one says."""
     folder = make_scan(claim_left_out_score=np.where(np.arange(60) < 7, 0.9, 0.01))
     text = re.sub(r"<[^>]*>|\s+", " ", write_scan_report(folder).read_text("utf-8"))
     text = re.sub(r"\s+", " ", text)
