@@ -158,6 +158,16 @@ def test_who_is_not_asked_is_not_the_worst_witness(filled: PairFeatures, monkeyp
     assert p_values(anew)[5] == pytest.approx(expected) and expected < 0.1
 
 
+def test_a_claim_that_is_made_no_more_often_than_others_is_not_looked_at(filled: PairFeatures) -> None:
+    """Three honest captions of 180 stand under more pairs than the claim: it is usual by the 99th percentile."""
+    said = list(filled.captions)
+    for row in [i for i in range(PAIRS) if i not in POISON and i % THINGS < 20]:
+        said[row] = f"usual{row % THINGS // 7}"
+    counts = np.sort(np.unique(said, return_counts=True)[1])[::-1]
+    assert (counts[:3] > len(POISON)).all() and counts[3] == len(POISON) > np.quantile(counts, 0.95)
+    assert not disputes(replace(filled, captions=tuple(said))).caption.any()
+
+
 def test_a_crowd_has_one_voice(spread: PairFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
     found = claims(spread)
     made = found.made.clone()
@@ -170,6 +180,7 @@ def test_seven_sevenths_are_not_more_than_one_and_of_nothing_nothing_is_unusual(
     voices = np.array([1.0] * 40 + [np.nextafter(1.0, 2.0)])
     assert not _unusual(voices, 0.95).any()
     assert _unusual(np.array([1.0] * 40 + [2.0]), 0.95).sum() == 1
+    assert _unusual(np.array([0.0] * 1000 + [1.0] * 10 + [2.0]), 0.95).sum() == 1, "words nobody says are none"
     assert not _unusual(np.zeros(3), 0.95).any()
 
 
