@@ -439,3 +439,15 @@ def test_a_crowd_is_not_re_paired(
     monkeypatch.setattr(score_module, "claims", all_crowded)
     found = rows(Scan.run(shards, encoder, tmp_path / "crowds", ScanOptions(rule=LEVELS)))
     assert all(np.isnan(row["best_place"]) and row["action"] != "re-pair" for row in found)
+
+
+def test_a_row_says_whether_its_claim_is_disputed(
+    shards: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_module, "disputed", lambda pairs: np.array([key.endswith("7") for key in pairs.keys]))
+    found = Scan.run(shards, encoder, tmp_path / "out", ScanOptions(rule=LEVELS))
+    assert (
+        {row["key"] for row in found.rows() if row["disputed"]}
+        == {row["key"] for row in found.rows() if row["key"].endswith("7")}
+        != set()
+    )
