@@ -161,6 +161,8 @@ def _predicted(features: PairFeatures, rows: Tensor, fit: _Fit) -> Tensor:
     kinds, of = np.unique(kind, return_inverse=True)
     first = np.unique(of, return_index=True)[1]
     agreed = agreement_table(features.words[rows.numpy()[first]], electorate(features.against).words)
+    known = features.kind_there[rows[torch.from_numpy(first)]].numpy()
+    agreed[known >= 0, known[known >= 0]] = 1.0  # a caption without a word agrees with nobody, itself too
     for c in range(len(kinds)):
         like = _group(agreed[c], fit)
         together = []
