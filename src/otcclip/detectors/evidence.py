@@ -24,13 +24,11 @@ from scipy.special import expit, logit
 from otcclip.detectors.base import PairFeatures
 from otcclip.detectors.claims import claims
 from otcclip.detectors.doubt import Doubt, doubt
-from otcclip.detectors.mixture import Mixture, fit_mixture
-from otcclip.detectors.witnesses import joined, p_values
+from otcclip.detectors.mixture import ROUNDS, Mixture, fit_mixture
+from otcclip.detectors.witnesses import CERTAIN, joined, p_values
 from otcclip.evidence.words import NONE
 
 SHRINK = 1.0  # pairs' worth of the overall share in a caption's prior
-MOST = 1 - 1e-6
-ROUNDS = 20  # of the expectation-maximisation; it has settled by then
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Record:
         caption = self._shrunk(others, np.where(known, self.pairs[ties.kind] - inside, 0))
         members = np.diff(ties.crowd.indptr)
         crowd = np.where(members > 0, self._shrunk(ties.crowd @ self.lie, members), 0.0)
-        worst: NDArray[np.float64] = np.maximum(caption, crowd).clip(1 - MOST, MOST)
+        worst: NDArray[np.float64] = np.maximum(caption, crowd).clip(1 - CERTAIN, CERTAIN)
         return worst
 
     def _shrunk(self, lies: NDArray[Any], pairs: NDArray[Any]) -> NDArray[np.float64]:
@@ -100,7 +98,7 @@ def _worst_word(mixture: Mixture, features: PairFeatures) -> NDArray[np.float64]
 
 def _word_odds(mixture: Mixture, words: Doubt) -> NDArray[np.float64]:
     """`[n, l]` log odds that a word is false; -inf where none is doubtful."""
-    prior = np.maximum(words.false.numpy(), mixture.share).clip(1 - MOST, MOST)
+    prior = np.maximum(words.false.numpy(), mixture.share).clip(1 - CERTAIN, CERTAIN)
     odds = logit(prior) + mixture.log_ratio(words.heard.numpy())
     out: NDArray[np.float64] = np.where(words.word.numpy() == NONE, -np.inf, odds)
     return out

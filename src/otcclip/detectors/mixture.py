@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 LAMBDA = 0.5
 LEAST = 1e-5
-ROUNDS = 20  # of the expectation-maximisation; it has settled by then
+ROUNDS = 20  # of each expectation-maximisation, here and in `evidence`; both have settled by then
 
 
 @dataclass(frozen=True)

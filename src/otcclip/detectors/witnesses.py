@@ -32,6 +32,7 @@ from otcclip.detectors.left_out import left_out
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
 from otcclip.detectors.mixture import fit_mixture
+from otcclip.detectors.poll import electorate
 from otcclip.evidence import trust, words
 from otcclip.evidence.votes import combined_p
 
@@ -83,11 +84,15 @@ def _sound(reference: PairFeatures) -> Tensor:
 
 
 def disputed(features: PairFeatures) -> NDArray[np.bool_]:
-    """`[n]` whose caption, or a word of it, some sound witness disputes."""
-    found, kind = disputes(features.against), features.kind_there.numpy()
-    spoken = _uses(features.words) @ found.word.astype(np.float64) > 0
-    under: NDArray[np.bool_] = ((kind >= 0) & found.caption[kind]) | spoken
-    return under
+    """`[n]` whose caption, or a word of it, some sound witness disputes (computed once)."""
+
+    def make() -> NDArray[np.bool_]:
+        found, kind = disputes(features.against), features.kind_there.numpy()
+        spoken = _uses(features.words) @ found.word.astype(np.float64) > 0
+        under: NDArray[np.bool_] = ((kind >= 0) & found.caption[kind]) | spoken
+        return under
+
+    return features.once("disputed", make)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def disputes(reference: PairFeatures) -> Disputes:
     def make() -> Disputes:
         distinct, kind = reference.kinds
         voice = 1.0 / claims(reference).made.double().numpy()
-        users = _uses(reference.agreement.marginals(distinct)).T
+        users = _uses(electorate(reference).words).T
 
         def count(rows: NDArray[np.int64], weight: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
             return np.asarray(np.bincount(kind[rows], voice[rows] * weight, len(distinct)), np.float64)
