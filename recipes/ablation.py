@@ -118,33 +118,47 @@ def change(text: str) -> None:
     CHANGES[name][0](value)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("change")
+def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """What corpus a recipe's run trains on, and where it goes."""
     parser.add_argument("--attacks", nargs="+", default=list(PLAIN))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hold-out", default="twemoji")
     parser.add_argument("--corpus", default="corpora/emoji")
-    parser.add_argument("--out", default="runs/ablation")
-    options = parser.parse_args()
-    change(options.change)
-    folder = Path(options.out, "+".join(options.attacks), f"seed-{options.seed}", options.change)
+    parser.add_argument("--out", default=out)
+
+
+def corpus_folder(options: argparse.Namespace) -> Path:
+    """Where the runs on one poisoned corpus go."""
+    return Path(options.out, "+".join(options.attacks), f"seed-{options.seed}")
+
+
+def train(name: str, folder: Path, defense: str, options: argparse.Namespace) -> None:
+    """Train one run of `add_run_options` and print its line."""
     spec = RunSpec(
         options.corpus,
         str(folder),
-        "otcclip",
+        defense,
         hold_out=options.hold_out,
         seed=options.seed,
         attacks=tuple(options.attacks),
         threads=1,
     )
     result = run_experiment(spec)
-    rates = ", ".join(f"{name} {100 * one['asr']:.1f}" for name, one in result["attacks"].items())
+    rates = ", ".join(f"{attack} {100 * one['asr']:.1f}" for attack, one in result["attacks"].items())
     print(
-        f"{options.change} seed {options.seed}: top-1 {100 * result['top1']:.1f}, top-5 {100 * result['top5']:.1f}; "
+        f"{name} seed {options.seed}: top-1 {100 * result['top1']:.1f}, top-5 {100 * result['top5']:.1f}; "
         f"ASR {rates}; {result['pairs_kept']} pairs in force, of poison {result['poison_kept']}; "
         f"{result['seconds']:.0f} s"
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("change")
+    add_run_options(parser, "runs/ablation")
+    options = parser.parse_args()
+    change(options.change)
+    train(options.change, corpus_folder(options) / options.change, "otcclip", options)
 
 
 if __name__ == "__main__":

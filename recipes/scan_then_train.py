@@ -6,7 +6,7 @@
 Poisons the corpus as the matrix does (`otcclip poison`), scans it with the trusted encoders at 128 pixels, repairs by
 the default rule, and trains for as many steps as the undefended run, with the loss of CLIP or of `otcclip`, whose
 judgement is not asked. Prints a line: accuracy, attack success, what is in force. What is finished is not repeated.
-Scanning takes three minutes, training four to six.
+Scanning takes three minutes, training four to six. Wants the trusted encoders: pip install -e '.[trusted]'.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation import add_run_options, corpus_folder, train
 
 from otcclip.cli import guarded
 from otcclip.data.manifest import Manifest, read_manifest
-from otcclip.defenses import DEFENSES
 from otcclip.defenses.base import HOLD_BACK, KEEP, REPAIR, Decisions, EpochContext, EpochPlan, TrainingPairs, spread
 from otcclip.defenses.clip import Clip
 from otcclip.defenses.otcclip import OTCClip
 from otcclip.evidence.belief import Belief
 from otcclip.training import experiment
-from otcclip.training.experiment import RunSpec, run_experiment
-
-PLAIN = ("badnets", "blended", "sig", "clean-label", "targeted")
 
 
 def settled(manifest: Manifest, pairs: TrainingPairs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,9 +48,8 @@ def defended(manifest: Manifest, loss: str) -> Callable[..., Any]:
 
     class ScannedClip(Clip):
         def begin_epoch(self, context: EpochContext) -> EpochPlan:
-            self.action, self.caption = settled(manifest, context.pairs)
-            rows = torch.nonzero(self.action != HOLD_BACK)[:, 0]
-            return EpochPlan("train", spread(rows, len(context.pairs)), self.caption)
+            action, caption = settled(manifest, context.pairs)
+            return EpochPlan("train", spread(torch.nonzero(action != HOLD_BACK)[:, 0], len(action)), caption)
 
         def decisions(self, pairs: TrainingPairs) -> Decisions:
             action, caption = settled(manifest, pairs)
@@ -64,18 +60,14 @@ def defended(manifest: Manifest, loss: str) -> Callable[..., Any]:
             self._action, self._caption = settled(manifest, pairs)
             return Belief.gather(pairs.images, pairs.tokens, pairs.caption_of, self.alpha)
 
-    def make(name: str, /, **options: Any) -> Any:
-        assert name in DEFENSES
-        return ScannedClip() if loss == "clip" else ScannedOTCClip(first_refresh=1_000_000)
-
-    return make
+    return lambda *name, **options: ScannedClip() if loss == "clip" else ScannedOTCClip(first_refresh=1_000_000)
 
 
 def scanned(options: argparse.Namespace, folder: Path) -> Path:
     """The manifest of the corpus, poisoned, scanned and repaired under `folder`."""
     pairs, scan, repaired = (folder / name for name in ("pairs", "scan", "repaired"))
     if not pairs.exists():
-        split = ["--hold-out", options.hold_out, "--seed", str(options.seed), "--target", options.target]
+        split = ["--hold-out", options.hold_out, "--seed", str(options.seed)]
         _otcclip("poison", options.corpus, *split, "--attacks", *options.attacks, "--out", str(pairs))
     if not (scan / "summary.json").exists():
         encoder = ["--encoder", "trusted", "--image-size", "128", "--poison", str(pairs / "poison.parquet")]
@@ -91,34 +83,12 @@ def _otcclip(*arguments: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attacks", nargs="+", default=list(PLAIN))
+    add_run_options(parser, "runs/scanned")
     parser.add_argument("--loss", choices=("clip", "otcclip"), default="clip")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hold-out", default="twemoji")
-    parser.add_argument("--target", default="banana")
-    parser.add_argument("--corpus", default="corpora/emoji")
-    parser.add_argument("--out", default="runs/scanned")
     options = parser.parse_args()
-    folder = Path(options.out, "+".join(options.attacks), f"seed-{options.seed}")
-    manifest = read_manifest(scanned(options, folder))
-    experiment.make_defense = defended(manifest, options.loss)  # type: ignore[assignment]
-    spec = RunSpec(
-        options.corpus,
-        str(folder / options.loss),
-        options.loss,
-        hold_out=options.hold_out,
-        target=options.target,
-        seed=options.seed,
-        attacks=tuple(options.attacks),
-        threads=1,
-    )
-    result = run_experiment(spec)
-    rates = ", ".join(f"{name} {100 * one['asr']:.1f}" for name, one in result["attacks"].items())
-    print(
-        f"scan, then {options.loss}, seed {options.seed}: top-1 {100 * result['top1']:.1f}, top-5 "
-        f"{100 * result['top5']:.1f}; ASR {rates}; {result['pairs_kept']} pairs in force, of poison "
-        f"{result['poison_kept']}; {result['seconds']:.0f} s"
-    )
+    folder = corpus_folder(options)
+    experiment.make_defense = defended(read_manifest(scanned(options, folder)), options.loss)
+    train(f"scan, then {options.loss},", folder / options.loss, options.loss, options)
 
 
 if __name__ == "__main__":
