@@ -1,17 +1,33 @@
-"""Altered copies of a picture are found, other pictures are not, and only those that are too many count as a crowd."""
+"""Altered copies of a picture are found, and other pictures are not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from otcclip.attacks.jittered import jitter
-from otcclip.evidence.copies import FEW, SIDE, _candidates, _spectrum, copies, crowds
-from otcclip.evidence.neighbours import neighbour_evidence
+from otcclip.evidence.copies import (
+    FEW,
+    MIDDLE,
+    SHIFT,
+    SIDE,
+    _at_each_shift,
+    _candidates,
+    _middle,
+    _spectrum,
+    _under_a_middle,
+    _without_low,
+    copies,
+    laid_over,
+    lies_on,
+    small,
+    spectra,
+)
 
 COPIES = 8
 
@@ -96,66 +112,36 @@ def test_only_who_could_be_crowded_is_looked_at() -> None:
     )
 
 
-def clique(start: int, size: int) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(start, start + size) for j in range(i + 1, start + size)]
+def test_a_picture_that_goes_on_beyond_its_border_is_found_by_its_middle() -> None:
+    """Two windows of one large picture, four pixels apart: what the one has at one side the other has not."""
+    large = torch.rand(1, 3, SIDE + 8, SIDE + 8, generator=torch.Generator().manual_seed(4))
+    large = F.avg_pool2d(large, 3, 1, 1)
+    other = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+    pictures = torch.cat([large[..., :SIDE, :SIDE], large[..., SHIFT : SIDE + SHIFT, SHIFT : SIDE + SHIFT], other])
+    a, b = torch.tensor([0, 1, 0, 2]), torch.tensor([1, 0, 2, 1])
+    assert lies_on(pictures, a, b).tolist() == [True, True, False, False]
+    far = torch.cat([pictures[:1], large[..., 8:, 8:]])
+    assert not lies_on(far, a[:1], b[:1]).any(), "farther than SHIFT is not looked for"
 
 
-def ends(links: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    both = torch.tensor(links, dtype=torch.int64).view(-1, 2)
-    return both[:, 0], both[:, 1]
+def test_who_lies_on_another_whole_lies_on_it(pictures: Tensor) -> None:
+    asked = small(pictures)
+    index = torch.arange(len(asked))
+    a, b = (part.flatten() for part in torch.meshgrid(index, index, indexing="ij"))
+    whole, either = laid_over(spectra(asked), asked, a, b), lies_on(asked, a, b)
+    assert (either >= whole).all()
+    assert not either[a // COPIES != b // COPIES].any()
 
 
-def test_a_crowd_is_more_than_is_usual_and_all_copies_are_one_picture() -> None:
-    """600 pictures of their own, 20 pairs of twins and one picture 200 times, a quarter of all images."""
-    links = [link for t in range(20) for link in clique(600 + 2 * t, 2)] + clique(640, 200)
-    shown, crowded = crowds(840, *ends(links))
-    assert shown[:600].eq(1).all() and shown[600:640].eq(2).all() and shown[640:].eq(200).all()
-    assert crowded.tolist() == [False] * 640 + [True] * 200
-
-
-@pytest.mark.parametrize("often", [2, FEW, FEW + 1])
-def test_a_few_copies_are_no_crowd(often: int) -> None:
-    _, crowded = crowds(1000 + often, *ends(clique(1000, often)))
-    assert bool(crowded.any()) == (often > FEW)
-
-
-def test_what_everybody_does_is_usual() -> None:
-    links = [link for t in range(50) for link in clique(6 * t, 6)]
-    assert not crowds(300, *ends(links))[1].any()
-
-
-def test_no_copies_at_all() -> None:
-    none = torch.empty(0, dtype=torch.int64)
-    shown, crowded = crowds(5, none, none)
-    assert shown.eq(1).all() and not crowded.any()
-
-
-def test_a_crowd_does_not_vouch_for_itself(make_store) -> None:  # type: ignore[no-untyped-def]
-    """Twelve altered copies of one picture under captions that name another thing, beside two images each of 128."""
-    honest = np.concatenate([make_store(64, 32, seed=seed).images for seed in range(4)])
-    altered = jitter(np.repeat(honest[:1], 12, axis=0), 1.0, torch.Generator().manual_seed(1))
-    images = torch.from_numpy(np.concatenate([honest, altered])).permute(0, 3, 1, 2)
-    said = [row // 64 * 32 + row % 32 for row in range(256)] + [1] * 12
-    tokens = torch.tensor([[1000, 1 + name, 500 + row % 7, 2000, 0] for row, name in enumerate(said)])
-    distinct, caption_of = tokens.unique(dim=0, return_inverse=True)
-    evidence = neighbour_evidence(images, distinct, caption_of)
-    assert (evidence.copies[256:] >= 6).all() and (evidence.copies[:256] <= 4).all()
-    assert torch.isin(evidence.votes[256:], torch.arange(256, 268)).float().mean() < 0.1
-    assert evidence.own[256:].min() > 0.1 > evidence.own[:256].median()
-
-
-def test_a_crowd_has_one_vote_on_others(make_store) -> None:  # type: ignore[no-untyped-def]
-    """What twelve copies of one picture weigh for an image that is none of them is what one picture weighs."""
-    honest = np.concatenate([make_store(64, 32, seed=seed).images for seed in range(4)])
-    altered = jitter(np.repeat(honest[:1], 12, axis=0), 1.0, torch.Generator().manual_seed(1))
-    images = torch.from_numpy(np.concatenate([honest, altered])).permute(0, 3, 1, 2)
-    said = [row // 64 * 32 + row % 32 for row in range(256)] + [128] * 12
-    tokens = torch.tensor([[1000, 1 + name, 500 + row, 2000, 0] for row, name in enumerate(said)])  # all different
-    evidence = neighbour_evidence(images, tokens, torch.arange(268))
-    assert evidence.crowded[256:].all()
-    other = torch.nonzero(~evidence.crowded)[:, 0]
-    weight, votes = evidence.weight[0][other], evidence.votes[other]
-    of_copies = (weight * evidence.crowded[votes]).sum(dim=1)
-    # Before it is split among copies, all votes on an image weigh 1 at most.
-    assert (of_copies <= 1 / evidence.copies[256:].min() + 1e-6).all()
-    assert of_copies.max() > 0, "copies vote on others"
+def test_a_middle_and_what_lies_under_it_give_a_correlation() -> None:
+    """By loops: the middle of one against each window of the other, both without mean and of length 1."""
+    one, other = torch.rand(2, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(6)).double()
+    spectrum, length = _under_a_middle(other)
+    got = _at_each_shift((_middle(one).conj() * spectrum).sum(dim=1)) / length
+    left = _without_low(one)[0, :, SHIFT:-SHIFT, SHIFT:-SHIFT]
+    right = _without_low(other)[0]
+    for down in range(2 * SHIFT + 1):
+        for across in range(2 * SHIFT + 1):
+            window = right[:, down : down + MIDDLE, across : across + MIDDLE]
+            slow = torch.corrcoef(torch.stack([left.flatten(), window.flatten()]))[0, 1]
+            torch.testing.assert_close(got[0, down, across], slow, atol=1e-6, rtol=1e-6)

@@ -62,11 +62,19 @@ class CaptionAgreement:
         a: sparse.csr_array, of_a: NDArray[np.int64], b: sparse.csr_array, of_b: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Agreement of row `of_a[i]` of `a` with row `of_b[i]` of `b`, both from `marginals`: `[l]`."""
-        return _paired(a.indptr, a.indices, a.data, of_a, b.indptr, b.indices, b.data, of_b)
+        return _paired(False, a.indptr, a.indices, a.data, of_a, b.indptr, b.indices, b.data, of_b)
+
+    @staticmethod
+    def loudest(
+        a: sparse.csr_array, of_a: NDArray[np.int64], b: sparse.csr_array, of_b: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The largest share of both captions that one word has in them, of the same rows: `[l]`."""
+        return _paired(True, a.indptr, a.indices, a.data, of_a, b.indptr, b.indices, b.data, of_b)
 
 
 @njit(cache=True)
 def _paired(  # pragma: no cover
+    loudest: bool,
     starts_a: NDArray[np.int32],
     words_a: NDArray[np.int32],
     mass_a: NDArray[np.float32],
@@ -87,7 +95,8 @@ def _paired(  # pragma: no cover
             elif words_a[i] > words_b[j]:
                 j += 1
             else:
-                out[pair] += min(mass_a[i], mass_b[j])
+                both = min(mass_a[i], mass_b[j])
+                out[pair] = max(out[pair], both) if loudest else out[pair] + both
                 i += 1
                 j += 1
     return out

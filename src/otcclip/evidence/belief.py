@@ -28,10 +28,12 @@ class Belief:
     Attributes:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         tokens: `[u, context]` int64. caption_of: `[n]` int64.
-        own, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; `own` grows where votes fall away.
+        own, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd that nobody outside
+            bears out has no vote, and the crowd's verdict for `own`; `own` grows where votes fall away.
         place: `[n]` int64, in the order of `by_diversity`.
         suspicion: `[n]` the p-value that counts now.
-        unwitnessed: `[n]` bool, pairs to which no model is a witness: crowded copies, and who was let go.
+        unwitnessed: `[n]` bool, pairs to which no model is a witness: crowds that nobody outside bears out (if it
+            trained on one copy it has seen them all), and who was let go.
         closed: `[u]` bool, captions to which none is: where it spoke for unusually many (`usually_vouched`).
     """
 
@@ -53,14 +55,15 @@ class Belief:
     def gather(cls, images: Tensor | ImageSource, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """Ask the look-alikes; arguments as for `neighbour_evidence`."""
         found = neighbour_evidence(images, tokens, caption_of)
-        suspicion = (found.own * found.copies).clamp(max=1.0)
+        lies = found.verdict > alpha
+        weight = found.weight.masked_fill(lies[found.voters.long()], 0.0)
+        heard = share_without(lies, torch.arange(len(lies)), found.voters, weight, caption_of, found.agreement)
+        own = torch.where(lies, found.verdict, torch.maximum(found.own, heard))
+        suspicion = (own * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)
         closed = torch.zeros(len(tokens), dtype=torch.bool)
-        own, copies, unheard, doubtful = found.own, found.copies, found.unheard, found.doubtful
-        votes = (found.voters, found.weight)
-        out = cls(
-            alpha, tokens, caption_of, own, copies, unheard, doubtful, *votes, place, suspicion, found.crowded, closed
-        )
+        known = (own, found.copies, found.unheard, found.doubtful, found.voters, weight)
+        out = cls(alpha, tokens, caption_of, *known, place, suspicion, lies, closed)
         out.agreement, out.words = found.agreement, found.words  # both follow from the tokens; here they are at hand
         return out
 

@@ -7,15 +7,19 @@ with like captions, as one aligns pictures: over small scales and turns and all 
 correlation of what is left without the lowest frequencies (Brown, "A survey of image registration techniques", 1992;
 shifts by the Fourier transform, Kuglin and Hines, 1975). Correlation does not mind light and contrast.
 
-Honest pictures have copies too: a set of drawings is drawn over by the next set. What they don't have is many. Who has
-more copies than is usual over the corpus is *crowded* (`crowds`): crowded copies don't vote on each other, and each
-has made its claim as often as there are copies. What is usual is a quantile over pictures, all copies of one counting
-as one, so that an enemy moves it only by as many different pictures.
+Where a picture goes on beyond its border, what a shift brings in at one side the other copy has not: its middle is
+found in the other all the same (`lies_on`; a template, windows' lengths by running means, Lewis, "Fast normalized
+cross-correlation", 1995). Looked for among all pictures that finds many drawings which have a circle in the middle, so
+it is asked only about pictures that are many copies already.
+
+Honest pictures have copies too: a set of drawings is drawn over by the next set. What they don't have is many:
+`evidence.crowds`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -27,35 +31,15 @@ from otcclip.evidence.descriptors import blur
 
 SIDE = 32  # pixels at which pictures are laid over each other
 SCALES, TURNS = (0.92, 1.0, 1.08), (-0.1, 0.0, 0.1)  # share, radians
-SHIFT = 4  # pixels of SIDE, either way
+SHIFT = 4  # pixels of SIDE, either way; the middle is what such a shift leaves inside
+MIDDLE = SIDE - 2 * SHIFT
 EXPLAINED = 0.5  # share of a picture's variance that its copy explains, at least
 LIKE = 0.25  # agreement from which two captions make like claims
 CANDIDATES = 48
 ALIKE = 0.45  # similarity of descriptors below which nobody looks for a copy
-USUAL = 0.99  # quantile over pictures of the number of copies that still counts as usual
 FEW = 3  # with fewer candidates than this nobody is crowded, and nothing is laid over anything
 CHUNK = 1024
 PAIRS = 128  # spectra of these stay in a core's cache: with 2,048 a way to lay them over each other takes twice as long
-
-
-def crowds(size: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each picture is there, and who is there more often than is usual.
-
-    Args:
-        size: number of pictures n. a, b: `[l]` int64, who is whose copy, each pair once.
-
-    Returns:
-        `[n]` int64 pictures that show this one, itself included; `[n]` bool, whether they are unusually many.
-    """
-    shown = torch.bincount(torch.cat([a, b]), minlength=size) + 1
-    return shown, shown > usually_shown(shown)
-
-
-def usually_shown(shown: Tensor) -> int:
-    """The most often that a picture is shown and is no crowd, of `shown [n]`, pictures that show each, itself too."""
-    ordered = shown.sort().values
-    pictures = (1.0 / ordered.double()).cumsum(0)  # a picture shown m times is one picture
-    return max(FEW, int(ordered[torch.searchsorted(pictures, USUAL * pictures[-1]).clamp(max=len(shown) - 1)]))
 
 
 def copies(
@@ -99,17 +83,45 @@ def laid_over(still: Tensor, moving: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         `[l]` bool.
     """
-    found = torch.zeros(len(a), dtype=torch.bool)
+
+    def fit(rows: Tensor, spectrum: Tensor) -> Tensor:
+        return _at_each_shift((still[a[rows]].conj() * spectrum).sum(dim=1)).amax(dim=(1, 2))
+
+    return _any_way(moving, b, lambda x: (_spectrum(x),), fit)
+
+
+def lies_on(pictures: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`[l]` bool: whether of the `pictures [m, c, SIDE, SIDE]` `a [l]` lies on `b [l]`, whole or with its middle."""
+    found = laid_over(spectra(pictures), pictures, a, b)
+    rest = torch.nonzero(~found)[:, 0]
+    middles, other = torch.cat([_middle(x) for x in pictures.split(CHUNK)]), a[rest]
+
+    def fit(rows: Tensor, spectrum: Tensor, length: Tensor) -> Tensor:
+        return (_at_each_shift((middles[other[rows]].conj() * spectrum).sum(dim=1)) / length).amax(dim=(1, 2))
+
+    found[rest] = _any_way(pictures, b[rest], _under_a_middle, fit)
+    return found
+
+
+def _any_way(
+    moving: Tensor, b: Tensor, made: Callable[[Tensor], tuple[Tensor, ...]], fit: Callable[..., Tensor]
+) -> Tensor:
+    """`[l]` bool: whether in some scale and turn a picture `moving[b]` fits, by its largest correlation.
+
+    Args:
+        made: what is needed of pictures that are scaled and turned. fit: the largest correlation of each of some rows
+            of `b [l]`, by these rows and what was made of their pictures.
+    """
+    found = torch.zeros(len(b), dtype=torch.bool)
     for scale, turn in sorted(product(SCALES, TURNS), key=lambda how: (abs(how[0] - 1), abs(how[1]))):
         left = torch.nonzero(~found)[:, 0]  # one way to lay them over each other is enough
         if not len(left):
             break
         used, place = b[left].unique(return_inverse=True)
-        of_moving = torch.cat([_spectrum(_turned(moving[rows], scale, turn)) for rows in used.split(CHUNK)])
+        parts = [made(_turned(moving[rows], scale, turn)) for rows in used.split(CHUNK)]
+        ready = [torch.cat(part) for part in zip(*parts, strict=True)]
         for part, at in zip(left.split(PAIRS), place.split(PAIRS), strict=True):
-            both = (still[a[part]].conj() * of_moving[at]).sum(dim=1)
-            fit = torch.fft.irfft2(both, s=(SIDE, SIDE)).roll((SHIFT, SHIFT), dims=(1, 2))
-            found[part] = fit[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax(dim=(1, 2)) >= math.sqrt(EXPLAINED)
+            found[part] = fit(part, *(of_all[at] for of_all in ready)) >= math.sqrt(EXPLAINED)
     return found
 
 
@@ -141,7 +153,42 @@ def _turned(x: Tensor, scale: float, turn: float) -> Tensor:
 
 def _spectrum(x: Tensor) -> Tensor:
     """Fourier transform of `x` without its low frequencies, of mean 0 and length 1: products are correlations."""
-    x = x - blur(x, SIDE * 3 / 32)
+    out: Tensor = torch.fft.rfft2(_unit(_without_low(x)))
+    return out
+
+
+def _middle(x: Tensor) -> Tensor:
+    """The same of the middle of `x` with nothing around it."""
+    middle = _unit(_without_low(x)[..., SHIFT:-SHIFT, SHIFT:-SHIFT])
+    out: Tensor = torch.fft.rfft2(F.pad(middle, (SHIFT,) * 4))
+    return out
+
+
+def _under_a_middle(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fourier transform of `x [m, c, SIDE, SIDE]` as it is, and `[m, 2 SHIFT + 1, 2 SHIFT + 1]` how far what lies under
+    another's middle goes from its mean at each shift."""
+    x = _without_low(x)
+    size = x.shape[1] * MIDDLE**2
+    total, squares = (_window_means(y.mean(dim=1, keepdim=True))[:, 0] * size for y in (x, x.square()))
+    return torch.fft.rfft2(x), (squares - total.square() / size).clamp_min(1e-8).sqrt()
+
+
+def _window_means(x: Tensor) -> Tensor:
+    out: Tensor = F.avg_pool2d(F.avg_pool2d(x, (MIDDLE, 1), 1), (1, MIDDLE), 1)  # in one go it is twelve times the work
+    return out
+
+
+def _at_each_shift(products: Tensor) -> Tensor:
+    """`[..., 2 SHIFT + 1, 2 SHIFT + 1]` correlations at shifts of -SHIFT to SHIFT, of products of spectra."""
+    everywhere: Tensor = torch.fft.irfft2(products, s=(SIDE, SIDE))
+    return everywhere.roll((SHIFT, SHIFT), dims=(-2, -1))[..., : 2 * SHIFT + 1, : 2 * SHIFT + 1]
+
+
+def _without_low(x: Tensor) -> Tensor:
+    return x - blur(x, SIDE * 3 / 32)
+
+
+def _unit(x: Tensor) -> Tensor:
     x = x - x.mean(dim=(1, 2, 3), keepdim=True)
-    out: Tensor = torch.fft.rfft2(x / x.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None])
+    out: Tensor = x / x.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None]
     return out

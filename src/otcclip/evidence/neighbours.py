@@ -8,12 +8,11 @@ r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform
 Four rules keep an enemy from voting for himself:
 
 * near-duplicates of the image do not vote on it (copies of one photo would agree with each other), nor do altered
-  copies with like claims where they are more than usual (`evidence.copies`);
+  copies with like claims where they are more than usual, and such a crowd is judged as one (`evidence.crowds`);
 * a caption's voters share one vote, w_ij / count(c_j): a caption gains nothing by being repeated (on the whole
   image alone it takes the patch pairs trusted at .02 from 60 to 34 of 90, `recipes/evidence_probe.py`); and so do
   the copies of one picture where they are a crowd;
-* a claim made m times (near-duplicate images under one caption, or a crowd of copies) is held to alpha / m: m copies
-  are m tries;
+* a claim made m times (near-duplicate images under one caption) is held to alpha / m: m copies are m tries;
 * the *worst* view counts: the vote must hold without any one window, in the low, the high and the finest band.
 """
 
@@ -22,11 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
-from otcclip.evidence.copies import CANDIDATES, LIKE, copies, crowds
+from otcclip.evidence.copies import CANDIDATES, LIKE, copies
+from otcclip.evidence.crowds import crowds, heard_outside, kin, members, same_claim
 from otcclip.evidence.descriptors import descriptors, views
 from otcclip.evidence.votes import own_rank
 from otcclip.evidence.words import doubtful, unheard, words_of
@@ -47,9 +48,9 @@ class Evidence:
     Attributes:
         own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
             in the worst view; small = believed.
-        copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images under one caption,
-            or all copies where they are a crowd.
-        crowded: `[n]` bool, pairs with more copies than is usual (`evidence.copies.crowds`).
+        copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images under one caption.
+        crowded: `[n]` bool, pairs with more copies than is usual (`evidence.crowds`).
+        verdict: `[n]` how the crowd of each pair fares outside of it (`crowds.heard_outside`); 0 for who is in none.
         voters: `[v, n, k]` int32, look-alikes in each view, nearest first, near-duplicates left out.
         weight: `[v, n, k]`, what the vote of each weighs.
         by_view: `[v, n]`, `own` in each view.
@@ -63,6 +64,7 @@ class Evidence:
     own: Tensor
     copies: Tensor
     crowded: Tensor
+    verdict: Tensor
     voters: Tensor
     weight: Tensor
     by_view: Tensor
@@ -91,43 +93,63 @@ def neighbour_evidence(
     """
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = torch.ones(len(caption_of))
-    twins: Twins | None = None
+    claims: _Claims | None = None
     words, much = words_of(tokens)
     lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
     ranks, voters, weights, whole = [], [], [], None
     for _, vectors in descriptors(images, views()):
-        if twins is None:
-            twins, made, crowded = _one_claim(images, near_duplicates(vectors), vectors, caption_of, agreement)
+        if claims is None:
+            claims = _claims(images, vectors, caption_of, agreement, (words, much))
             if share_voice:
-                voice /= torch.bincount(caption_of)[caption_of] * torch.where(crowded, made, 1)
-        similarity, index = look_alikes(vectors, twins)
+                voice /= torch.bincount(caption_of)[caption_of] * torch.where(claims.crowded, claims.shown, 1)
+        similarity, index = look_alikes(vectors, claims.twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[index]
         lacking |= unheard(words, much, caption_of, index)
         ranks.append(own_rank(weight, caption_of[index], caption_of, agreement))
         voters.append(index.int())
         weights.append(weight)
         whole = vectors if whole is None else whole
-    assert twins is not None and whole is not None
+    assert claims is not None and whole is not None
     by_view = torch.stack(ranks)
-    own, votes = by_view.amax(dim=0), torch.stack(voters)
+    own, votes, weight = by_view.amax(dim=0), torch.stack(voters), torch.stack(weights)
+    verdict = heard_outside(claims.crowd, votes, weight, caption_of, agreement)
     dubious = doubtful(words, much, caption_of, lacking, votes)
-    return Evidence(own, made, crowded, votes, torch.stack(weights), by_view, whole, agreement, words, lacking, dubious)
+    made = (own, claims.copies, claims.crowded, verdict, votes, weight, by_view)
+    return Evidence(*made, whole, agreement, words, lacking, dubious)
 
 
-def _one_claim(
-    images: Tensor | ImageSource, twins: Twins, vectors: Tensor, caption_of: Tensor, agreement: Tensor
-) -> tuple[Twins, Tensor, Tensor]:
-    """Who has no vote on whom, near-duplicates and crowded copies; how often each pair's claim is made; the crowded."""
+@dataclass(frozen=True)
+class _Claims:
+    """Who makes whose claim: `twins`, who has no vote on whom, near-duplicates and crowded copies; `copies [n]` and
+    `crowded [n]` of `Evidence`; `shown [n]`, how often each picture is there; `crowd [n, n]` of `crowds.members`."""
+
+    twins: Twins
+    copies: Tensor
+    crowded: Tensor
+    shown: Tensor
+    crowd: sparse.csr_array
+
+
+def _claims(
+    images: Tensor | ImageSource, vectors: Tensor, caption_of: Tensor, agreement: Tensor, words: tuple[Tensor, Tensor]
+) -> _Claims:
+    """Near-duplicates and altered copies of images with the whole images' descriptors `vectors [n, d]`."""
     size = len(vectors)
+    twins = near_duplicates(vectors)
     row, image = (torch.cat(part) for part in zip(*((r + t * ROWS, i) for t, (r, i) in enumerate(twins)), strict=True))
-    a, b = copies(images, *look_alikes(vectors, twins, CANDIDATES), caption_of, agreement)
-    like = (row < image) & (agreement[caption_of[row], caption_of[image]] >= LIKE)
+    alike = look_alikes(vectors, twins, CANDIDATES)
+    a, b = copies(images, *alike, caption_of, agreement)
+    once = row < image
+    like = once & (agreement[caption_of[row], caption_of[image]] >= LIKE)
     a, b = torch.cat([a, row[like]]), torch.cat([b, image[like]])
     shown, crowded = crowds(size, a, b)
+    near = once & (crowded[row] | crowded[image])
+    near[near.clone()] = same_claim(row[near], image[near], caption_of, agreement, words)
+    by_word = kin(images, crowded, alike, caption_of, agreement, words)
+    crowd = members(crowded, *(torch.cat(part) for part in zip((a, b), (row[near], image[near]), by_word, strict=True)))
     among = crowded[a] & crowded[b]
-    a, b = a[among], b[among]
-    made = torch.where(crowded, shown, _same_claim(row, image, caption_of))
-    return _tiled(torch.cat([row, a, b]), torch.cat([image, b, a]), size), made, crowded
+    silent = _tiled(torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]]), size)
+    return _Claims(silent, _same_claim(row, image, caption_of), crowded, shown, crowd)
 
 
 def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:

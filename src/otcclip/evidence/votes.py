@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -53,11 +55,23 @@ def combined_p(*shares: Tensor) -> Tensor:
 def share_without(
     silent: Tensor, rows: Tensor, voters: Tensor, weight: Tensor, caption_of: Tensor, agreement: Tensor
 ) -> Tensor:
-    """`Evidence.own` of some pairs, anew, as it is when certain look-alikes have no vote.
+    """`worst_share` of some pairs where certain look-alikes have no vote: `silent [n]` bool."""
+    return worst_share(lambda _, votes: ~silent[votes], rows, voters, weight, caption_of, agreement)
+
+
+def worst_share(
+    counts: Callable[[Tensor, Tensor], Tensor],
+    rows: Tensor,
+    voters: Tensor,
+    weight: Tensor,
+    caption_of: Tensor,
+    agreement: Tensor,
+) -> Tensor:
+    """`Evidence.own` of some pairs, anew, as it is when not every look-alike has a vote.
 
     Args:
-        silent: `[n]` bool, who has no vote. rows: `[m]` the pairs asked about. voters, weight: `[v, n, k]` of the
-            evidence. caption_of: `[n]`. agreement: `[u, u]`.
+        counts: of rows `[m]` and their look-alikes `[m, k]`, which of these may vote, `[m, k]` bool. rows: `[m]` the
+            pairs asked about. voters, weight: `[v, n, k]` of the evidence. caption_of: `[n]`. agreement: `[u, u]`.
 
     Returns:
         `[m]` in (0, 1]; 1 where in some view nobody is left to vote.
@@ -65,7 +79,7 @@ def share_without(
     worst = torch.zeros(len(rows))
     for index, heavy in zip(voters, weight, strict=True):
         votes = index[rows].long()
-        counts = heavy[rows] * ~silent[votes]
-        share = own_rank(counts, caption_of[votes], caption_of[rows], agreement)
-        worst = torch.maximum(worst, torch.where(counts.sum(dim=1) > 0, share, 1.0))
+        left = heavy[rows] * counts(rows, votes)
+        share = own_rank(left, caption_of[votes], caption_of[rows], agreement)
+        worst = torch.maximum(worst, torch.where(left.sum(dim=1) > 0, share, 1.0))
     return worst

@@ -28,6 +28,7 @@ from otcclip.evidence.captions import token_marginals
 USUAL = 0.99  # quantile over words of how many pairs use one unheard
 SAYS_MUCH = 0.1  # share of its caption's mass (inverse document frequency) from which a word is looked at
 NONE = -1
+ROWS = 4096
 
 
 def words_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +47,20 @@ def word_table(mass: sparse.csr_array) -> tuple[Tensor, Tensor]:
     much = np.zeros(words.shape, bool)
     much[row, place] = mass.data >= SAYS_MUCH
     return torch.from_numpy(words), torch.from_numpy(much)
+
+
+def share_a_word(words: Tensor, much: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`[l]` bool: whether the captions `one [l]` and `other [l]` have a word in common that says much in both.
+
+    Args:
+        words, much: `[u, l]` from `words_of`.
+    """
+    parts = zip(one.split(ROWS), other.split(ROWS), strict=True)
+    out = [
+        ((words[a][:, :, None] == words[b][:, None]) & much[a][:, :, None] & much[b][:, None]).flatten(1).any(dim=1)
+        for a, b in parts
+    ]
+    return torch.cat(out) if out else torch.zeros(0, dtype=torch.bool)
 
 
 def unheard(words: Tensor, much: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
