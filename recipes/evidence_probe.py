@@ -4,10 +4,10 @@
 
 Plants attacks, each with a target of its own, and prints the share of honest pairs trusted and the poison pairs among
 them: at every level under one threshold for all pairs, with the false discovery rate held by caption
-(`trust.believed`), with no word used unheard beyond the usual (`words.rarely_unheard`), and with no claim beyond the
-usual measure (`trust.in_measure`). First the plain attacks in one corpus, under all rules of `evidence/neighbours.py`
-and with one taken away at a time; then the adaptive attacks that need no model, in a second corpus; with --crowds also
-four triggers alone, 460 pairs each (5 % of the corpus).
+(`trust.believed`) after crowds were judged (`evidence.crowds`), with no word used unheard beyond the usual
+(`words.rarely_unheard`), and with no claim beyond the usual measure (`trust.in_measure`). First the plain attacks in
+one corpus, under all rules of `evidence/neighbours.py` and with one taken away at a time; then the adaptive attacks
+that need no model, in a second corpus; with --crowds also four triggers alone, 460 pairs each (5 % of the corpus).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from otcclip.cli import guarded
 from otcclip.data.emoji_load import load_emoji
 from otcclip.data.pairs import PairStore
 from otcclip.defenses import OTCClip
+from otcclip.evidence.belief import Belief
 from otcclip.evidence.neighbours import Evidence, neighbour_evidence
-from otcclip.evidence.trust import believed, by_diversity, in_measure
+from otcclip.evidence.trust import believed
 from otcclip.evidence.words import rarely_unheard
 
 LEVELS = (0.005, 0.01, 0.02, 0.05)
@@ -58,9 +59,10 @@ CROWDS = tuple(make(name, target="banana", count=460) for name in ("badnets", "s
 
 @dataclass(frozen=True)
 class Judged:
-    """A poisoned corpus's evidence, each pair's caption, and the attack that planted it (or "")."""
+    """A poisoned corpus's evidence, its captions, each pair's, and the attack that planted it (or "")."""
 
     found: Evidence
+    tokens: Tensor
     caption_of: Tensor
     kind: np.ndarray
 
@@ -73,7 +75,7 @@ def judge(train: PairStore, test: PairStore, crew: Sequence[Attack], seed: int, 
     caption_of = torch.from_numpy(number.astype(np.int64))
     planter = {record.key: record.attack for record in done.records}
     kind = np.array([planter.get(key, "") for key in done.store.keys])
-    return Judged(neighbour_evidence(images, tokens, caption_of, **rules), caption_of, kind)
+    return Judged(neighbour_evidence(images, tokens, caption_of, **rules), tokens, caption_of, kind)
 
 
 def show(title: str, judged: Judged, names: Sequence[str], share: Tensor | None = None) -> None:
@@ -91,13 +93,13 @@ def show(title: str, judged: Judged, names: Sequence[str], share: Tensor | None 
     for level in LEVELS:
         line(f"one threshold {level}", values <= level)
     if share is None:
-        p = (found.own * found.copies).clamp(max=1.0)
-        chosen = believed(p, judged.caption_of, found.agreement, RATE)
+        belief = Belief.of(found, judged.tokens, judged.caption_of, RATE)
+        p, caption_of = belief.suspicion, judged.caption_of
+        chosen = believed(p, caption_of, found.agreement, RATE)
         line(f"rate {RATE} by caption", chosen)
-        chosen = rarely_unheard(chosen & ~found.doubtful, p, judged.caption_of, found.words, found.unheard)
+        chosen = rarely_unheard(chosen & ~found.doubtful, p, caption_of, found.words, found.unheard)
         line("  word for word", chosen)
-        place = by_diversity(found.vectors, judged.caption_of, p)
-        line("  and in measure", in_measure(chosen, place, p, judged.caption_of, found.agreement))
+        line("  and in measure", belief.trusted())
 
 
 def main() -> None:

@@ -44,3 +44,13 @@ def test_an_endless_caption_is_cut() -> None:
     assert len(words(" ".join(f"w{i}" for i in range(10_000)))) == MAX_WORDS
     assert words("Polar BEAR, polar!") == ["polar", "bear"]
     assert words("|, -") == []
+
+
+def test_the_loudest_word_by_loops() -> None:
+    captions = ["red cat", "red dog and red cat", "blue bird", "cat", "a b c d e f g h i j k red"]
+    agreement = CaptionAgreement(captions)
+    table = agreement.marginals(captions)
+    index = np.arange(len(captions))
+    a, b = (part.ravel() for part in np.meshgrid(index, index))
+    slow = [np.minimum(table[[i]].toarray(), table[[j]].toarray()).max() for i, j in zip(a, b, strict=True)]
+    np.testing.assert_allclose(CaptionAgreement.loudest(table, a, table, b), slow)

@@ -78,6 +78,30 @@ def test_a_copy_that_is_not_in_the_reference_is_told_by_itself(honest: PairFeatu
     assert [against.keys[j] for j in alone.crowd[[0]].indices] == [full.keys[i] for i in rows[:-1]]
 
 
+def test_who_says_it_in_other_words_and_lies_on_the_crowd_is_of_it(honest: PairFeatures) -> None:
+    """The last copy's caption is no like claim but has the crowd's word: it and the crowd have no vote on each other.
+    A near-duplicate of one that has the word is of it too; one that has not is not."""
+    rows, other, near, stranger = [0, 13, 26, 39, 52, 65, 78], 91, 104, 117
+    filler = " ".join(f"filler{i}" for i in range(4))
+    captions = [*(f"violin concert{i}" for i in range(7)), *[f"violin {filler}"] * 2, "stranger"]
+    full = crowd(honest, [*rows, other, near, stranger], captions)
+    assert full.pictures is not None
+    full.pictures[[near, stranger]] = full.pictures[0].clone()
+    found = claims(full)
+    assert found.crowded[rows].all() and not found.crowded[[other, near, stranger]].any()
+    for row in (*rows, other, near):
+        of_crowd = set(found.crowd[[row]].indices)
+        assert of_crowd == {*rows, other, near} - {row}
+        assert set(found.silent[[row]].indices) >= of_crowd | {row}
+    assert not set(found.crowd[[stranger]].indices)
+    assert stranger not in set(found.crowd.indices)
+
+    inside = torch.tensor([i for i in range(120) if i != other])
+    against = replace(full.take(inside), reference=None)
+    alone = claims(replace(full.take(torch.tensor([other])), reference=against))
+    assert {against.keys[j] for j in alone.crowd.indices} == {full.keys[i] for i in (*rows, near)}
+
+
 def test_what_looks_alike_bears_out_true_captions_and_no_false_ones(honest: PairFeatures) -> None:
     wrong = [3, 40, 77]
     said = list(honest.captions)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
-from otcclip.evidence.neighbours import neighbour_evidence
+from otcclip.evidence.neighbours import Evidence, neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
 from otcclip.evidence.votes import combined_p, share_without, support
 from otcclip.evidence.words import rarely_unheard, words_of
@@ -54,7 +54,11 @@ class Belief:
     @classmethod
     def gather(cls, images: Tensor | ImageSource, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """Ask the look-alikes; arguments as for `neighbour_evidence`."""
-        found = neighbour_evidence(images, tokens, caption_of)
+        return cls.of(neighbour_evidence(images, tokens, caption_of), tokens, caption_of, alpha)
+
+    @classmethod
+    def of(cls, found: Evidence, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
+        """What is believed of what the look-alikes said."""
         lies = found.verdict > alpha
         weight = found.weight.masked_fill(lies[found.voters.long()], 0.0)
         heard = share_without(lies, torch.arange(len(lies)), found.voters, weight, caption_of, found.agreement)
