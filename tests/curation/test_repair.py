@@ -44,16 +44,16 @@ def written(shards: Path, manifest: Path) -> list[tuple[str, str, bytes]]:
 @pytest.mark.parametrize(
     ("lie", "nominee", "place", "looks", "margin", "action"),
     [
-        (0.02, 0.0, 1.0, 0.01, 0.5, "keep"),
-        (0.021, 0.0, 1.0, 0.01, 0.5, "drop"),
-        (0.5, 0.49, 1.5, 0.05, 0.02, "re-pair"),
-        (0.5, 0.5, 1.5, 0.05, 0.02, "drop"),
-        (0.49, 0.0, 1.0, 0.01, 0.5, "drop"),
-        (0.9, 0.0, 1.6, 0.01, 0.5, "drop"),
-        (0.9, 0.0, 1.0, 0.051, 0.5, "drop"),
-        (0.9, 0.0, np.nan, 0.01, 0.5, "drop"),
-        (0.9, 0.0, 1.0, 0.01, 0.019, "drop"),
-        (0.9, 0.0, 1.0, 0.01, np.nan, "re-pair"),
+        (0.02, 0.0, 1.0, 1.0, 0.5, "keep"),
+        (0.021, 0.0, 1.0, 1.0, 0.5, "drop"),
+        (0.5, 0.49, 1.5, 1.5, 0.02, "re-pair"),
+        (0.5, 0.5, 1.5, 1.5, 0.02, "drop"),
+        (0.49, 0.0, 1.0, 1.0, 0.5, "drop"),
+        (0.9, 0.0, 1.6, 1.0, 0.5, "drop"),
+        (0.9, 0.0, 1.0, 1.6, 0.5, "drop"),
+        (0.9, 0.0, np.nan, 1.0, 0.5, "drop"),
+        (0.9, 0.0, 1.0, 1.0, 0.019, "drop"),
+        (0.9, 0.0, 1.0, 1.0, np.nan, "re-pair"),
     ],
 )
 def test_the_rule(lie: float, nominee: float, place: float, looks: float, margin: float, action: str) -> None:
@@ -63,9 +63,7 @@ def test_the_rule(lie: float, nominee: float, place: float, looks: float, margin
         assert Rule(repair=False).decide(*levels).tolist() == ["drop"]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"alpha": 0.0}, {"alpha": 0.6}, {"likely": 1.1}, {"seconded": 0.5}, {"looks": 0.0}, {"margin": -1.0}]
-)
+@pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"alpha": 0.6}, {"likely": 1.1}, {"seconded": 0.5}, {"margin": -1.0}])
 def test_levels_that_make_no_sense_are_one_line(bad: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"^rule: "):
         Rule(**bad)  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def test_what_the_encoder_cannot_serve_is_null_and_the_rest_is_not(scan: Scan) -
 
 def test_actions_are_the_rule_applied_to_the_columns(scan: Scan) -> None:
     table = scan.table()
-    levels = [table[name].to_numpy() for name in ("lie", "best_lie", "best_place", "best_looks")]
+    levels = [table[name].to_numpy() for name in ("lie", "best_lie", "best_place", "best_looks_place")]
     assert table["action"].to_pylist() == LEVELS.decide(*levels, np.full(len(table), np.nan)).tolist()
 
 

@@ -16,6 +16,7 @@ from otcclip.detectors.evidence import Ties, _record, log_odds
 from otcclip.detectors.left_out import left_out
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
 from otcclip.detectors.matching import match
+from otcclip.detectors.poll import electorate
 from otcclip.detectors.witnesses import CERTAIN, SOUND, best_of, disputed, witnesses
 from otcclip.evidence.votes import combined_p
 
@@ -138,11 +139,12 @@ def test_witnesses_are_joined_by_fisher_and_claims_often_made_are_the_best_of_so
 
 def test_what_looks_alike_is_asked_about_the_nominee_too(honest: PairFeatures) -> None:
     """As of a pair that carries it."""
-    nominee, seconded = look_alikes(honest).nominee, untrained_vote(honest).nominee
+    nominee, place = look_alikes(honest).nominee, untrained_vote(honest).nominee_place
     for row in (0, 17, 58):
         said = honest.kinds[0][int(nominee[row])]
         carries = replace(honest.take(torch.tensor([row])), captions=(said,), reference=honest)
-        assert untrained_vote(carries).own.item() == pytest.approx(seconded[row].item())
+        asked = len(electorate(honest).asked)
+        assert untrained_vote(carries).own.item() * asked == pytest.approx(place[row].item())
 
 
 def test_who_is_not_asked_about_a_crowd_is_not_the_worst_witness_of_its_claim(

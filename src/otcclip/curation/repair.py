@@ -42,7 +42,7 @@ MANIFEST = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-LEVELS = ("lie", "best_lie", "best_place", "best_looks", "margin")
+LEVELS = ("lie", "best_lie", "best_place", "best_looks_place", "margin")
 COLUMNS = ["key", "unit", "caption", *LEVELS, "best_caption", "best_key", "sha256"]
 
 

@@ -151,7 +151,7 @@ def row_schema(detectors: Sequence[Detector]) -> pa.Schema:
             ("own_rank", pa.int64()),
         ]
         + [("best_key", text), ("best_caption", text), ("best_distance", number)]
-        + [("best_place", number), ("best_looks", number), ("best_lie", number)]
+        + [("best_place", number), ("best_looks_place", number), ("best_lie", number)]
         + [("margin", number), ("action", pa.string()), ("new_caption", text), ("new_caption_key", text)]
     )
 
@@ -211,7 +211,7 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
     best_lie = lies_by_caption(against)[seen.nominee.numpy()]
     # The look-alikes of a crowd that could say better are its own members: it has no nominee's place.
     place = seen.nominee_place.double().masked_fill(claims(pairs).crowded, np.nan).numpy()
-    looks = untrained_vote(pairs).nominee.double().numpy()
+    looks = untrained_vote(pairs).nominee_place.double().numpy()
     action = rule.decide(lie, best_lie, place, looks, margin)
     mended = action == "re-pair"
     columns |= {
@@ -228,7 +228,7 @@ def _rows(pairs: PairFeatures, unit: str, detectors: Sequence[Detector], rule: R
         "best_caption": best_caption,
         "best_distance": [None] * n if ranked is None else ranked.best_distance.double().numpy(),
         "best_place": place,
-        "best_looks": looks,
+        "best_looks_place": looks,
         "best_lie": best_lie,
         "margin": [None] * n if ranked is None else margin,
         "action": action.tolist(),

@@ -85,12 +85,13 @@ class Untrained:
     """The vote on `n` pairs of what looks alike.
 
     Attributes:
-        own: `[n]` as in `LookAlikes`, in the worst view; nominee: `[n]` the same of the encoder's look-alikes' nominee.
+        own: `[n]` as in `LookAlikes`, in the worst view.
+        nominee_place: `[n]`, the place of the encoder's look-alikes' nominee, as there, in the worst view.
         voters: `[n, v, k]` int32, in each view.
     """
 
     own: Tensor
-    nominee: Tensor
+    nominee_place: Tensor
     voters: Tensor
 
 
@@ -113,7 +114,9 @@ def untrained_vote(features: PairFeatures) -> Untrained:
                 torch.stack([share(vote, asked, voting) for vote in votes]).amax(dim=0)
                 for asked in (words[rows], voting.words[nominees[rows]])
             )
-            parts.append(Untrained(own, nominee, torch.stack([vote.voters for vote in votes], dim=1).int()))
+            parts.append(
+                Untrained(own, nominee * len(voting.asked), torch.stack([vote.voters for vote in votes], dim=1).int())
+            )
         return Untrained(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Untrained)))
 
     return features.once("untrained", make)
