@@ -60,9 +60,13 @@ class Belief:
     def of(cls, found: Evidence, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """What is believed of what the look-alikes said."""
         lies = found.verdict > alpha
-        weight = found.weight.masked_fill(lies[found.voters.long()], 0.0)
-        heard = share_without(lies, torch.arange(len(lies)), found.voters, weight, caption_of, found.agreement)
-        own = torch.where(lies, found.verdict, torch.maximum(found.own, heard))
+        silent = lies[found.voters.long()]
+        weight = found.weight.masked_fill(silent, 0.0)
+        rows = torch.nonzero(silent.any(dim=2).any(dim=0))[:, 0]  # nobody else has lost a voter
+        heard = share_without(lies, rows, found.voters, weight, caption_of, found.agreement)
+        own = found.own.clone()
+        own[rows] = torch.maximum(own[rows], heard)
+        own = torch.where(lies, found.verdict, own)
         suspicion = (own * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)
         closed = torch.zeros(len(tokens), dtype=torch.bool)
