@@ -116,9 +116,13 @@ def test_a_picture_that_goes_on_beyond_its_border_is_found_by_its_middle() -> No
     """Two windows of one large picture, four pixels apart: what the one has at one side the other has not."""
     large = torch.rand(1, 3, SIDE + 8, SIDE + 8, generator=torch.Generator().manual_seed(4))
     large = F.avg_pool2d(large, 3, 1, 1)
+    shared = torch.zeros(SIDE + 8, SIDE + 8)
+    shared[SHIFT:SIDE, SHIFT:SIDE] = 1
+    large = torch.where(shared > 0, large, (large - 0.5) * 4 + 0.5)  # and that is what most of it shows
     other = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
     pictures = torch.cat([large[..., :SIDE, :SIDE], large[..., SHIFT : SIDE + SHIFT, SHIFT : SIDE + SHIFT], other])
     a, b = torch.tensor([0, 1, 0, 2]), torch.tensor([1, 0, 2, 1])
+    assert not laid_over(spectra(pictures), pictures, a, b).any()
     assert lies_on(pictures, a, b).tolist() == [True, True, False, False]
     far = torch.cat([pictures[:1], large[..., 8:, 8:]])
     assert not lies_on(far, a[:1], b[:1]).any(), "farther than SHIFT is not looked for"

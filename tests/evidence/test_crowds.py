@@ -15,7 +15,7 @@ from otcclip.evidence.belief import Belief
 from otcclip.evidence.copies import FEW
 from otcclip.evidence.crowds import PART, crowds, heard_outside, in_part, kin, members, same_claim
 from otcclip.evidence.neighbours import neighbour_evidence
-from otcclip.evidence.votes import own_rank
+from otcclip.evidence.votes import own_rank, share_without
 from otcclip.evidence.words import share_a_word, words_of
 
 
@@ -166,8 +166,10 @@ def test_a_word_in_common_that_says_much() -> None:
     one, other = torch.tensor([0, 0, 2, 0]), torch.tensor([1, 2, 3, 0])
     assert share_a_word(*words, one, other).tolist() == [True, False, True, True]
     assert len(share_a_word(*words, one[:0], other[:0])) == 0
-    much = torch.zeros_like(words[1])
-    assert not share_a_word(words[0], much, one, other).any()
+    for silent in ([0, 1, 2, 3], [0, 2], [1, 3]):  # it must say much to both
+        much = words[1].clone()
+        much[silent] = False
+        assert not share_a_word(words[0], much, one[:3], other[:3]).any()
     unlike = torch.zeros(4, 4)
     assert same_claim(one, other, torch.arange(4), unlike, words).tolist() == [True, False, True, True]
     assert same_claim(one, other, torch.arange(4), unlike + 0.25, words).all()
@@ -195,6 +197,11 @@ def test_who_says_it_in_other_words_belongs_to_the_crowd(make_store) -> None:  #
     alike = (torch.ones(index.shape), index)
     a, b = kin(images, crowded, alike, torch.arange(size), agreement, words)
     assert (a == 256).all() and set(b.tolist()) <= set(range(257, 268)) and len(b) >= 9
+    tokens[257:260, 1] = torch.tensor([20, 21, 22])
+    _, fewer = kin(images, crowded, alike, torch.arange(size), agreement, words_of(tokens))
+    assert set(fewer.tolist()) == set(b.tolist()) - {257, 258, 259}, (
+        "who lies on it and says something else is not of it"
+    )
     a, _ = kin(images, crowded, (alike[0] * 0, index), torch.arange(size), agreement, words)
     assert not len(a), "nobody looks for a copy among what is not alike"
     nothing = kin(images, crowded & False, alike, torch.arange(size), agreement, words)
@@ -208,7 +215,20 @@ def test_a_crowd_that_nobody_outside_bears_out_is_not_believed_and_has_no_vote(m
     lies = found.unwitnessed
     assert not found.trusted()[lies].any() and (found.suspicion[lies] > 0.05).all()
     assert found.weight[lies[found.voters.long()]].eq(0).all()
-    assert found.trusted()[:256].float().mean() > 0.5
+
+
+def test_who_loses_a_voter_is_judged_by_those_that_are_left(make_store, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """One picture of each of 32 things is said to be of a crowd that lies: the other one is heard by nobody then."""
+    images, tokens = crowd_of_one_photo(make_store, [7] * 12)
+    caption_of = torch.arange(len(images))
+    lies = caption_of < 32
+    monkeypatch.setattr("otcclip.evidence.neighbours.heard_outside", lambda *_: lies * 0.9)
+    evidence, found = neighbour_evidence(images, tokens, caption_of), Belief.gather(images, tokens, caption_of, 0.05)
+    rest = torch.nonzero(~lies)[:, 0]
+    without = share_without(lies, rest, evidence.voters, evidence.weight, caption_of, evidence.agreement)
+    assert (without > evidence.own[rest]).sum() > 10
+    assert found.own[rest].equal(torch.maximum(evidence.own[rest], without))
+    assert found.own[lies].eq(np.float32(0.9)).all()
 
 
 @pytest.mark.parametrize("heard", [0.05, 0.051])
@@ -226,3 +246,18 @@ def test_a_crowd_that_others_bear_out_is_many_claims_and_not_one(make_store, mon
         assert found.unwitnessed[256:].all() and found.own[256:].eq(np.float32(heard)).all()
     else:
         assert not found.unwitnessed.any() and found.own.equal(evidence.own) and found.weight.equal(evidence.weight)
+
+
+def test_copies_that_the_rule_of_copies_misses_are_judged_with_the_crowd(make_store) -> None:  # type: ignore[no-untyped-def]
+    """One more copy, and a near-duplicate of another that stands before all of them, whose captions are long: they have
+    the crowd's word and are no like claims."""
+    images, short = crowd_of_one_photo(make_store, [7] * 13)
+    images[255] = images[260]
+    tokens = torch.zeros(len(images), 8, dtype=torch.int64)
+    tokens[:, :4] = short[:, :4]
+    for row in (255, 268):
+        tokens[row] = torch.tensor([1000, 8, *(800 + 4 * row + i for i in range(4)), 3000, 0])
+    evidence = neighbour_evidence(images, tokens, torch.arange(len(images)))
+    assert evidence.crowded[256:268].all() and not evidence.crowded[[255, 268]].any()
+    assert (evidence.verdict[255:] > 0.05).all()
+    assert (evidence.verdict[:255] > 0).sum() <= 4

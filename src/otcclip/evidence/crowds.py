@@ -111,7 +111,7 @@ def in_part(ties: sparse.csr_array, among: sparse.csr_array) -> sparse.csr_array
         ties: `[n, m]` bool, who shows a picture, without itself. among: `[m, m]`, the same of those.
     """
     each = ties.astype(np.float32)
-    common = (each @ among.astype(np.float32) + 2 * each).tocoo()  # twice: i is of its own, and so is j
+    common = (each @ among.astype(np.float32)).tocoo()
     row, column = common.coords
     enough = common.data >= PART * (1 + np.diff(ties.indptr))[row]
     of_part = sparse.coo_array((np.ones(int(enough.sum()), bool), (row[enough], column[enough])), shape=ties.shape)
