@@ -11,7 +11,8 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
    under one claim than is usual (`in_measure`).
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
    of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed. It is no
-   witness to a crowd of copies: if it trained on one of them, it has seen the others too. Nor to a claim under which
+   witness to a crowd of copies that nobody outside bears out (`evidence.crowds`): if it trained on one of them, it has
+   seen the others too. Nor to a claim under which
    it suddenly speaks for more than is usual (`usually_vouched`): such a claim is closed, and its pairs in force are
    judged again without the votes of those for whom only the model speaks.
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident

@@ -105,7 +105,7 @@ def members(crowded: Tensor, a: Tensor, b: Tensor) -> sparse.csr_array:
 
 
 def in_part(ties: sparse.csr_array, among: sparse.csr_array) -> sparse.csr_array:
-    """`ties`, and who has a tie with `PART` of them, each taken to be its own: `[n, m]` bool.
+    """`ties`, and who has a tie with `PART` of these and the picture itself: `[n, m]` bool.
 
     Args:
         ties: `[n, m]` bool, who shows a picture, without itself. among: `[m, m]`, the same of those.
