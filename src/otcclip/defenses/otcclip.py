@@ -12,9 +12,8 @@ docs/decisions.md says where it departs from the paper and from METHOD section 2
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
    of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed. It is no
    witness to a crowd of copies that nobody outside bears out (`evidence.crowds`): if it trained on one of them, it has
-   seen the others too. Nor to a claim under which
-   it suddenly speaks for more than is usual (`usually_vouched`): such a claim is closed, and its pairs in force are
-   judged again without the votes of those for whom only the model speaks.
+   seen the others too. Nor to a claim under which it suddenly speaks for more than is usual (`usually_vouched`): such a
+   claim is closed, and its pairs in force are judged again without the votes of those for whom only the model speaks.
 3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
    over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
    in sight.

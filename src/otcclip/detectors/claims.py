@@ -85,24 +85,23 @@ def _kin(features: PairFeatures, crowded: Tensor, there: Tensor) -> tuple[Tensor
     """`evidence.crowds.kin` of pairs and images of the reference, by who is crowded here and there."""
     found = _shown(features)
     maybe = torch.nonzero(crowded[found.maybe_row] | there[found.maybe_mate])[:, 0]
-    row, mate, known = found.maybe_row[maybe], found.maybe_mate[maybe], found.near[maybe]
-    asked = torch.nonzero(~known)[:, 0]
-    if len(asked):
-        against = features.against
-        assert features.pictures is not None and against.pictures is not None
-        mates, still = mate[asked].unique(return_inverse=True)
-        rows, moving = row[asked].unique(return_inverse=True)
-        pictures = torch.cat([small(against.pictures[mates]), small(features.pictures[rows])])
-        known[asked] = lies_on(pictures, still, len(mates) + moving)
-    return row[known], mate[known]
+    row, mate = found.maybe_row[maybe], found.maybe_mate[maybe]
+    if not len(row):
+        return row, mate
+    against = features.against
+    assert features.pictures is not None and against.pictures is not None
+    mates, still = mate.unique(return_inverse=True)
+    rows, moving = row.unique(return_inverse=True)
+    pictures = torch.cat([small(against.pictures[mates]), small(features.pictures[rows])])
+    lying = lies_on(pictures, still, len(mates) + moving)
+    return row[lying], mate[lying]
 
 
 @dataclass(frozen=True)
 class _Shown:
     """How often each pair's picture and its claim are there, `[n]` int64; `[n, m]`, itself and duplicates by looks,
-    and those to the encoder; `row`, `mate` `[l]`, who else in the reference shows a pair's picture with a like claim;
-    `maybe_row`, `maybe_mate` `[q]`, who else makes its claim, word for word, and `near [q]`, is known to show it; the
-    others of these were not looked at closely.
+    and those to the encoder; `row`, `mate` `[l]`, who else in the reference shows a pair's picture with its claim;
+    `maybe_row`, `maybe_mate` `[q]`, look-alikes that make its claim and were not found to, as far as was looked.
     """
 
     shown: Tensor
@@ -113,7 +112,6 @@ class _Shown:
     mate: Tensor
     maybe_row: Tensor
     maybe_mate: Tensor
-    near: Tensor
 
 
 def _shown(features: PairFeatures) -> _Shown:
@@ -125,7 +123,7 @@ def _shown(features: PairFeatures) -> _Shown:
         )
         shown, same, *rest = (
             torch.cat([getattr(part, name) for part in parts])
-            for name in ("shown", "same", "row", "mate", "maybe_row", "maybe_mate", "near")
+            for name in ("shown", "same", "row", "mate", "maybe_row", "maybe_mate")
         )
         return _Shown(shown, same, twins, to_encoder, *rest)
 
@@ -142,22 +140,21 @@ def _of_rows(features: PairFeatures, rows: slice) -> _Shown:
     to_encoder = (encoder_views(features)[0][rows] @ encoder_views(against)[0].T) > NEAR_DUPLICATE
     twins = itself
     row, mate, maybe_row, maybe_mate = (torch.empty(0, dtype=torch.int64) for _ in range(4))
-    near = torch.empty(0, dtype=torch.bool)
+    shown = torch.ones(len(place), dtype=torch.int64)
     if features.pictures is not None:
         alike = picture_views(features)[0][rows] @ picture_views(against)[0].T
         twins = (alike > NEAR_DUPLICATE) | itself
         twin_row, twin = (twins & ~itself).nonzero(as_tuple=True)
         like = _like(features, place[twin_row], twin)
-        by_word = ~like & _share_a_word(features, place[twin_row], twin)
-        (copy_row, copy), (other_row, other) = _copies(features, rows, alike.masked_fill_(twins, -2.0))
-        row, mate = torch.cat([twin_row[like], copy_row]), torch.cat([twin[like], copy])
-        maybe_row, maybe_mate = torch.cat([twin_row[by_word], other_row]), torch.cat([twin[by_word], other])
-        near = torch.arange(len(maybe_row)) < int(by_word.sum())
-    shown = torch.bincount(row, minlength=len(place)) + 1
+        (copy_row, copy), (maybe_row, maybe_mate) = _copies(features, rows, alike.masked_fill_(twins, -2.0))
+        shown += torch.bincount(torch.cat([twin_row[like], copy_row]), minlength=len(place))
+        # Who only shares a word makes nobody crowded, but belongs to who is.
+        claim = like | _share_a_word(features, place[twin_row], twin)
+        row, mate = torch.cat([twin_row[claim], copy_row]), torch.cat([twin[claim], copy])
     same = _same_claim(features, rows, twins | to_encoder)
     # As tables at once: a thousand placeholders are a million twins, and lists of them take eight times the memory.
     looks, encoder = sparse.csr_array(twins.numpy()), sparse.csr_array(to_encoder.numpy())
-    return _Shown(shown, same, looks, encoder, place[row], mate, place[maybe_row], maybe_mate, near)
+    return _Shown(shown, same, looks, encoder, place[row], mate, place[maybe_row], maybe_mate)
 
 
 def _same_claim(features: PairFeatures, rows: slice, twins: Tensor) -> Tensor:

@@ -55,12 +55,24 @@ def copies(
         `a, b`, both `[l]` int64, each pair once and `a < b`.
     """
     a, b = _candidates(similarity, index, caption_of, agreement)
+    return laid(lambda pictures, one, other: laid_over(spectra(pictures), pictures, one, other), images, a, b)
+
+
+def laid(
+    lie: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor | ImageSource, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Those of the pairs `a, b [l]` of `images [n, c, H, W]` that `lie` on each other (`lies_on`)."""
     if not len(a):
         return a, b
     used, place = torch.cat([a, b]).unique(return_inverse=True)
-    pictures = torch.cat([small(images[rows]) for rows in used.split(CHUNK)])
-    found = laid_over(spectra(pictures), pictures, *place.split(len(a)))
+    found = lie(torch.cat([small(images[rows]) for rows in used.split(CHUNK)]), *place.split(len(a)))
     return a[found], b[found]
+
+
+def once(a: Tensor, b: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The pairs `a, b [l]` of `size` images, each once and `a < b`."""
+    code = (torch.minimum(a, b) * size + torch.maximum(a, b)).unique()
+    return code // size, code % size
 
 
 def small(images: Tensor) -> Tensor:
@@ -132,8 +144,7 @@ def _candidates(similarity: Tensor, index: Tensor, caption_of: Tensor, agreement
     row, column = (similarity >= ALIKE).nonzero(as_tuple=True)
     a, b = image[row, column], index[row, column]
     like = agreement[caption_of[a], caption_of[b]] >= LIKE
-    code = (torch.minimum(a, b) * size + torch.maximum(a, b))[like].unique()
-    a, b = code // size, code % size
+    a, b = once(a[like], b[like], size)
     while len(a):
         number = torch.bincount(torch.cat([a, b]), minlength=size)
         enough = (number[a] >= FEW) & (number[b] >= FEW)

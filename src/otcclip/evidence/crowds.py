@@ -25,7 +25,7 @@ from scipy import sparse
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
-from otcclip.evidence.copies import ALIKE, CHUNK, FEW, LIKE, lies_on, small
+from otcclip.evidence.copies import ALIKE, FEW, LIKE, laid, lies_on, once
 from otcclip.evidence.votes import worst_share
 from otcclip.evidence.words import share_a_word
 
@@ -73,17 +73,9 @@ def kin(
     similarity, index = alike
     rows = torch.nonzero(crowded)[:, 0]
     row, column = (similarity[rows] >= ALIKE).nonzero(as_tuple=True)
-    one, other = rows[row], index[rows[row], column]
-    code = (torch.minimum(one, other) * len(crowded) + torch.maximum(one, other)).unique()
-    a, b = code // len(crowded), code % len(crowded)
+    a, b = once(rows[row], index[rows[row], column], len(crowded))
     claim = same_claim(a, b, caption_of, agreement, words)
-    a, b = a[claim], b[claim]
-    if not len(a):
-        return a, b
-    used, place = torch.cat([a, b]).unique(return_inverse=True)
-    pictures = torch.cat([small(images[part]) for part in used.split(CHUNK)])
-    found = lies_on(pictures, *place.split(len(a)))
-    return a[found], b[found]
+    return laid(lies_on, images, a[claim], b[claim])
 
 
 def same_claim(a: Tensor, b: Tensor, caption_of: Tensor, agreement: Tensor, words: tuple[Tensor, Tensor]) -> Tensor:
