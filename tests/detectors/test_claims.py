@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from otcclip.detectors import PairFeatures, claims, make, p_values
 from otcclip.detectors import witnesses as module
+from otcclip.detectors.claims import _ties
 from otcclip.detectors.evidence import Ties, _record, log_odds
 from otcclip.detectors.left_out import left_out
 from otcclip.detectors.look_alikes import look_alikes, untrained_vote
@@ -94,6 +95,8 @@ def test_who_says_it_in_other_words_and_lies_on_the_crowd_is_of_it(honest: PairF
         of_crowd = set(found.crowd[[row]].indices)
         assert of_crowd == {*rows, other, near} - {row}
         assert set(found.silent[[row]].indices) >= of_crowd | {row}
+    shows = _ties(full)[1][[near]].indices
+    assert 0 in shows and stranger not in shows, "a near-duplicate needs no laying over, but the word"
     assert not set(found.crowd[[stranger]].indices)
     assert stranger not in set(found.crowd.indices)
 
