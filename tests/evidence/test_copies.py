@@ -47,8 +47,9 @@ def everybody(size: int) -> tuple[Tensor, Tensor]:
 
 
 def found(images: Tensor, caption_of: Tensor, agreement: Tensor) -> set[tuple[int, int]]:
-    a, b = copies(images, *everybody(len(images)), caption_of, agreement)
+    a, b, lie = copies(images, *everybody(len(images)), caption_of, agreement)
     assert (a < b).all()
+    a, b = a[lie], b[lie]
     pairs = list(zip(a.tolist(), b.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
     return set(pairs)
@@ -77,10 +78,10 @@ def test_neither_place_nor_light_nor_contrast_hides_a_copy(
     images[:, :, 6:-6, 6:-6] = inner
     images[1] = images[1].roll((down, right), dims=(1, 2)) * contrast + light * (1 - contrast)
     size = len(images)
-    a, _ = copies(
+    _, _, lie = copies(
         (images * 255).to(torch.uint8), *everybody(size), torch.zeros(size, dtype=torch.int64), torch.ones(1, 1)
     )
-    assert len(a) == size * (size - 1) // 2
+    assert lie.sum() == size * (size - 1) // 2
 
 
 def test_a_product_of_spectra_is_the_correlation_at_every_shift() -> None:

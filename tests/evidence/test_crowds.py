@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otcclip.attacks.jittered import jitter
 from otcclip.evidence.belief import Belief
-from otcclip.evidence.copies import FEW
+from otcclip.evidence.copies import FEW, copies
 from otcclip.evidence.crowds import PART, crowds, heard_outside, in_part, kin, members, same_claim
 from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.votes import own_rank, share_without
@@ -194,18 +194,42 @@ def test_who_says_it_in_other_words_belongs_to_the_crowd(make_store) -> None:  #
     agreement = torch.eye(size)
     crowded = torch.arange(size) == 256
     index = torch.tensor([[j for j in range(size - 12, size) if j != i][:11] for i in range(size)])
-    alike = (torch.ones(index.shape), index)
-    a, b = kin(images, crowded, alike, torch.arange(size), agreement, words)
+    alike, nobody = (torch.ones(index.shape), index), torch.empty(0, dtype=torch.int64)
+    asked = (nobody, nobody, nobody.bool())
+    a, b = kin(images, crowded, alike, asked, torch.arange(size), agreement, words)
     assert (a == 256).all() and set(b.tolist()) <= set(range(257, 268)) and len(b) >= 9
     tokens[257:260, 1] = torch.tensor([20, 21, 22])
-    _, fewer = kin(images, crowded, alike, torch.arange(size), agreement, words_of(tokens))
+    _, fewer = kin(images, crowded, alike, asked, torch.arange(size), agreement, words_of(tokens))
     assert set(fewer.tolist()) == set(b.tolist()) - {257, 258, 259}, (
         "who lies on it and says something else is not of it"
     )
-    a, _ = kin(images, crowded, (alike[0] * 0, index), torch.arange(size), agreement, words)
+    a, _ = kin(images, crowded, (alike[0] * 0, index), asked, torch.arange(size), agreement, words)
     assert not len(a), "nobody looks for a copy among what is not alike"
-    nothing = kin(images, crowded & False, alike, torch.arange(size), agreement, words)
+    nothing = kin(images, crowded & False, alike, asked, torch.arange(size), agreement, words)
     assert all(len(part) == 0 for part in nothing)
+
+
+def test_nobody_is_laid_whole_over_another_twice(make_store, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """What `copies` found out is not asked again: who lies is left out, who does not is laid by its middle alone."""
+    images, tokens = crowd_of_one_photo(make_store, [7] * 6)
+    size, words = len(images), words_of(tokens)
+    rows = torch.arange(256, size)
+    index = torch.stack([rows[rows != i][:5] for i in range(size)])
+    given = (torch.arange(size), torch.ones(size, size), words)
+    asked = copies(images, torch.ones(index.shape), index, *given[:2])
+    among = (asked[0] >= 256) & (asked[1] >= 256)
+    assert asked[2][among].any()
+    said = (*(part[among] for part in asked[:2]), torch.arange(int(among.sum())) % 2 == 0)
+    whole, middle = [], []
+    monkeypatch.setattr("otcclip.evidence.crowds.lies_on", lambda pictures, a, b: whole.append(len(a)) or a >= 0)
+    monkeypatch.setattr(
+        "otcclip.evidence.crowds.lies_by_its_middle", lambda pictures, a, b: middle.append(len(a)) or a >= 0
+    )
+    crowded = torch.arange(size) >= 256
+    a, b = kin(images, crowded, (torch.ones(index.shape), index), said, *given)
+    assert not whole and middle == [int((~said[2]).sum())]
+    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+    assert pairs == set(zip(said[0][~said[2]].tolist(), said[1][~said[2]].tolist(), strict=True))
 
 
 def test_a_crowd_that_nobody_outside_bears_out_is_not_believed_and_has_no_vote(make_store) -> None:  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from torch import Tensor
 from otcclip.data.pairs import PairStore
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.descriptors import descriptors, views
-from otcclip.evidence.neighbours import Evidence, near_duplicates, neighbour_evidence
+from otcclip.evidence.neighbours import Evidence, look_alikes, near_duplicates, neighbour_evidence
 from otcclip.evidence.votes import combined_p, share_without, support
 
 Make = Callable[..., PairStore]
@@ -214,8 +214,13 @@ def test_near_duplicates() -> None:
     vectors = torch.nn.functional.normalize(torch.randn(7, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors[5] = vectors[2]
     vectors[6] = 0  # of a picture like the mean of all: it is a copy of itself nevertheless
-    found = [(int(r), int(i)) for tile in near_duplicates(vectors.bfloat16()) for r, i in zip(*tile, strict=True)]
+    twins, alike = near_duplicates(vectors.bfloat16(), 3)
+    found = [(int(r), int(i)) for tile in twins for r, i in zip(*tile, strict=True)]
     assert sorted(found) == sorted([*((i, i) for i in range(7)), (2, 5), (5, 2)])
+    assert all(
+        torch.equal(one, other) for one, other in zip(alike, look_alikes(vectors.bfloat16(), twins, 3), strict=True)
+    )
+    assert 5 not in alike[1][2] and 2 not in alike[1][5]
 
 
 def test_support() -> None:

@@ -17,8 +17,8 @@ def look_alikes(images: NDArray[np.uint8], k: int = NEIGHBOURS) -> NDArray[np.in
 
     By the descriptor of the whole image; fewer columns where there are fewer images.
     """
-    vectors = _vectors(images)
-    return neighbours.look_alikes(vectors, neighbours.near_duplicates(vectors), k)[1].numpy()
+    _, (_, nearest) = neighbours.near_duplicates(_vectors(images), k)
+    return nearest.numpy()
 
 
 def twins_among(copies: NDArray[np.uint8], source: NDArray[np.int64], others: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -44,29 +44,26 @@ PAIRS = 128  # spectra of these stay in a core's cache: with 2,048 a way to lay 
 
 def copies(
     images: Tensor | ImageSource, similarity: Tensor, index: Tensor, caption_of: Tensor, agreement: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Pairs of images that are copies of one picture and make like claims.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of images that look alike and make like claims, and which are copies of one picture.
 
     Args:
         images: `[n, c, H, W]` uint8. similarity, index: `[n, k]` look-alikes, near-duplicates among them.
         caption_of: `[n]` int64. agreement: `[u, u]`.
 
     Returns:
-        `a, b`, both `[l]` int64, each pair once and `a < b`.
+        `a, b`, both `[l]` int64, each pair once and `a < b`; `[l]` bool, whether one lies on the other.
     """
     a, b = _candidates(similarity, index, caption_of, agreement)
-    return laid(lambda pictures, one, other: laid_over(spectra(pictures), pictures, one, other), images, a, b)
+    return a, b, laid(lambda pictures, one, other: laid_over(spectra(pictures), pictures, one, other), images, a, b)
 
 
-def laid(
-    lie: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor | ImageSource, a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Those of the pairs `a, b [l]` of `images [n, c, H, W]` that `lie` on each other (`lies_on`)."""
+def laid(lie: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor | ImageSource, a: Tensor, b: Tensor) -> Tensor:
+    """`[l]` bool: which of the pairs `a, b [l]` of `images [n, c, H, W]` `lie` on each other (`lies_on`)."""
     if not len(a):
-        return a, b
+        return torch.zeros(0, dtype=torch.bool)
     used, place = torch.cat([a, b]).unique(return_inverse=True)
-    found = lie(torch.cat([small(images[rows]) for rows in used.split(CHUNK)]), *place.split(len(a)))
-    return a[found], b[found]
+    return lie(torch.cat([small(images[rows]) for rows in used.split(CHUNK)]), *place.split(len(a)))
 
 
 def once(a: Tensor, b: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -106,13 +103,18 @@ def lies_on(pictures: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`[l]` bool: whether of the `pictures [m, c, SIDE, SIDE]` `a [l]` lies on `b [l]`, whole or with its middle."""
     found = laid_over(spectra(pictures), pictures, a, b)
     rest = torch.nonzero(~found)[:, 0]
-    middles, other = torch.cat([_middle(x) for x in pictures.split(CHUNK)]), a[rest]
+    found[rest] = lies_by_its_middle(pictures, a[rest], b[rest])
+    return found
+
+
+def lies_by_its_middle(pictures: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`lies_on` where it is known that `a` does not lie whole on `b`."""
+    middles = torch.cat([_middle(x) for x in pictures.split(CHUNK)])
 
     def fit(rows: Tensor, spectrum: Tensor, length: Tensor) -> Tensor:
-        return (_at_each_shift((middles[other[rows]].conj() * spectrum).sum(dim=1)) / length).amax(dim=(1, 2))
+        return (_at_each_shift((middles[a[rows]].conj() * spectrum).sum(dim=1)) / length).amax(dim=(1, 2))
 
-    found[rest] = _any_way(pictures, b[rest], _under_a_middle, fit)
-    return found
+    return _any_way(pictures, b, _under_a_middle, fit)
 
 
 def _any_way(
@@ -157,9 +159,8 @@ def _candidates(similarity: Tensor, index: Tensor, caption_of: Tensor, agreement
 def _turned(x: Tensor, scale: float, turn: float) -> Tensor:
     """`x [m, c, SIDE, SIDE]` scaled and turned about its middle, its border carried on."""
     cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
-    theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(x), 2, 3)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]]), [1, *x.shape[1:]], align_corners=False)
+    return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=False)
 
 
 def _spectrum(x: Tensor) -> Tensor:

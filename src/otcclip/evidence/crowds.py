@@ -25,7 +25,7 @@ from scipy import sparse
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
-from otcclip.evidence.copies import ALIKE, FEW, LIKE, laid, lies_on, once
+from otcclip.evidence.copies import ALIKE, FEW, LIKE, laid, lies_by_its_middle, lies_on, once
 from otcclip.evidence.votes import worst_share
 from otcclip.evidence.words import share_a_word
 
@@ -57,25 +57,34 @@ def kin(
     images: Tensor | ImageSource,
     crowded: Tensor,
     alike: tuple[Tensor, Tensor],
+    asked: tuple[Tensor, Tensor, Tensor],
     caption_of: Tensor,
     agreement: Tensor,
     words: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Who lies on a crowded picture and makes its claim in other words.
+    """Who else lies on a crowded picture: by its middle, or making its claim in other words.
 
     Args:
         images: `[n, c, H, W]` uint8. crowded: `[n]` bool. alike: similarity and index, `[n, k]` both, of look-alikes.
+        asked: of `copies`, pairs that have been laid over each other whole, and which of them lie.
         caption_of: `[n]` int64. agreement: `[u, u]`. words: the captions' words and which say much (`words_of`).
 
     Returns:
-        `a, b`, both `[l]` int64, each pair once and `a < b`.
+        `a, b`, both `[l]` int64, each pair once, `a < b`, and none that `asked` says of that it lies.
     """
     similarity, index = alike
-    rows = torch.nonzero(crowded)[:, 0]
+    size, rows = len(crowded), torch.nonzero(crowded)[:, 0]
     row, column = (similarity[rows] >= ALIKE).nonzero(as_tuple=True)
-    a, b = once(rows[row], index[rows[row], column], len(crowded))
+    a, b = once(rows[row], index[rows[row], column], size)
     claim = same_claim(a, b, caption_of, agreement, words)
-    return laid(lies_on, images, a[claim], b[claim])
+    a, b = a[claim], b[claim]
+    one, other, lies = asked
+    known = torch.isin(a * size + b, one * size + other)
+    apart = torch.isin(a * size + b, (one * size + other)[~lies])
+    found = torch.zeros(len(a), dtype=torch.bool)
+    for lie, pairs in ((lies_on, ~known), (lies_by_its_middle, apart)):
+        found[pairs] = laid(lie, images, a[pairs], b[pairs])
+    return a[found], b[found]
 
 
 def same_claim(a: Tensor, b: Tensor, caption_of: Tensor, agreement: Tensor, words: tuple[Tensor, Tensor]) -> Tensor:

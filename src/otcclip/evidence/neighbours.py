@@ -135,18 +135,18 @@ def _claims(
 ) -> _Claims:
     """Near-duplicates and altered copies of images with the whole images' descriptors `vectors [n, d]`."""
     size = len(vectors)
-    twins = near_duplicates(vectors)
+    twins, alike = near_duplicates(vectors, CANDIDATES)
     row, image = (torch.cat(part) for part in zip(*((r + t * ROWS, i) for t, (r, i) in enumerate(twins)), strict=True))
-    alike = look_alikes(vectors, twins, CANDIDATES)
-    a, b = copies(images, *alike, caption_of, agreement)
+    asked = copies(images, *alike, caption_of, agreement)
+    a, b = (part[asked[2]] for part in asked[:2])
     once = row < image
     like = once & (agreement[caption_of[row], caption_of[image]] >= LIKE)
     a, b = torch.cat([a, row[like]]), torch.cat([b, image[like]])
     shown, crowded = crowds(size, a, b)
     near = once & (crowded[row] | crowded[image])
     near[near.clone()] = same_claim(row[near], image[near], caption_of, agreement, words)
-    by_word = kin(images, crowded, alike, caption_of, agreement, words)
-    crowd = members(crowded, *(torch.cat(part) for part in zip((a, b), (row[near], image[near]), by_word, strict=True)))
+    others = kin(images, crowded, alike, asked, caption_of, agreement, words)
+    crowd = members(crowded, *(torch.cat(part) for part in zip((a, b), (row[near], image[near]), others, strict=True)))
     among = crowded[a] & crowded[b]
     silent = _tiled(torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]]), size)
     return _Claims(silent, _same_claim(row, image, caption_of), crowded, shown, crowd)
@@ -160,17 +160,20 @@ def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:
     return [(row[tile == t] - t * ROWS, image[tile == t]) for t in range(-(-size // ROWS))]
 
 
-def near_duplicates(vectors: Tensor) -> Twins:
-    """Pairs `(row within the tile, image)` of near-duplicates, itself included, a tile of ROWS images at a time."""
-    out = []
+def near_duplicates(vectors: Tensor, k: int) -> tuple[Twins, tuple[Tensor, Tensor]]:
+    """Pairs `(row within the tile, image)` of near-duplicates, itself included, a tile of ROWS images at a time; and
+    `look_alikes` without these, for which the images are compared already."""
+    twins, nearest = [], []
     for start in range(0, len(vectors), ROWS):
-        rows = vectors[start : start + ROWS]
-        close = (rows @ vectors.T) > NEAR_DUPLICATE
-        own = torch.arange(len(rows))
+        similarity = vectors[start : start + ROWS] @ vectors.T
+        close = similarity > NEAR_DUPLICATE
+        own = torch.arange(len(similarity))
         close[own, own + start] = True
         row, image = close.nonzero(as_tuple=True)
-        out.append((row, image))
-    return out
+        twins.append((row, image))
+        nearest.append(_nearest(similarity, row, image, k))
+    similarities, indices = zip(*nearest, strict=True)
+    return twins, (torch.cat(similarities), torch.cat(indices))
 
 
 def _same_claim(row: Tensor, image: Tensor, caption_of: Tensor) -> Tensor:
@@ -184,12 +187,13 @@ def look_alikes(vectors: Tensor, twins: Twins, k: int = NEIGHBOURS) -> tuple[Ten
 
     Fewer columns where there are fewer images.
     """
-    k = min(k, len(vectors) - 1)
-    values, indices = [], []
-    for tile, (row, image) in zip(vectors.split(ROWS), twins, strict=True):
-        similarity = tile @ vectors.T
-        similarity[row, image] = -2.0
-        top = similarity.topk(k, dim=1)  # as they come: all of them in float would take as long as the search
-        values.append(top.values.float())
-        indices.append(top.indices)
-    return torch.cat(values), torch.cat(indices)
+    tiles = zip(vectors.split(ROWS), twins, strict=True)
+    similarities, indices = zip(*(_nearest(tile @ vectors.T, *left_out, k) for tile, left_out in tiles), strict=True)
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def _nearest(similarity: Tensor, row: Tensor, image: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` nearest by `similarity [r, n]` (overwritten) of those that are not left out, `(row, image)`."""
+    similarity[row, image] = -2.0
+    top = similarity.topk(min(k, similarity.shape[1] - 1), dim=1)
+    return top.values.float(), top.indices  # of bfloat16: all of them in float would take as long as the search

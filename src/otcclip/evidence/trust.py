@@ -30,7 +30,10 @@ for is looked at by family of captions, and where there are more than is usual t
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 256
@@ -102,14 +105,26 @@ def in_measure(candidates: Tensor, place: Tensor, p: Tensor, caption_of: Tensor,
     sizes = weight @ counts.to(weight)
     most = torch.quantile(counts[counts > 0].float(), USUAL)
     most_of_family = torch.quantile(sizes[counts > 0], USUAL)
-    held, family_held = torch.zeros(len(counts)), torch.zeros(len(counts))
-    out = torch.zeros(len(p), dtype=torch.bool)
     rows = torch.nonzero(candidates)[:, 0]
     rows = rows[p[rows].argsort(stable=True)]
-    for i in rows[place[rows].argsort(stable=True)].tolist():
-        caption = caption_of[i]
-        if held[caption] + 1 <= most and family_held[caption] + 1 <= most_of_family:
-            held[caption] += 1
+    rows = rows[place[rows].argsort(stable=True)]
+    stays = _while_room(caption_of[rows].numpy(), weight.numpy(), np.float32(most), np.float32(most_of_family))
+    out = torch.zeros(len(p), dtype=torch.bool)
+    out[rows[torch.from_numpy(stays)]] = True
+    return out
+
+
+@njit(cache=True)
+def _while_room(  # pragma: no cover
+    captions: NDArray[np.int64], weight: NDArray[np.float32], most: np.float32, most_of_family: np.float32
+) -> NDArray[np.bool_]:
+    """Who of some pairs, in this order, finds room under his caption and in its family."""
+    one = np.float32(1)
+    held, family_held = np.zeros(len(weight), np.float32), np.zeros(len(weight), np.float32)
+    out = np.zeros(len(captions), np.bool_)
+    for i, caption in enumerate(captions):
+        if held[caption] + one <= most and family_held[caption] + one <= most_of_family:
+            held[caption] += one
             family_held += weight[caption]
             out[i] = True
     return out

@@ -200,7 +200,8 @@ def rarely_unheard(candidates: Tensor, p: Tensor, caption_of: Tensor, words: Ten
     most = torch.quantile(often[used > 0].float(), USUAL)
     taken = torch.zeros(len(used))
     out = candidates.clone()
-    for place in p[rows].argsort(stable=True).tolist():
+    order = p[rows].argsort(stable=True)
+    for place in order[lacks[order].any(dim=1)].tolist():  # the others take nothing
         own = spoken[place][lacks[place]]
         if bool((taken[own] + 1 <= most).all()):
             taken[own] += 1

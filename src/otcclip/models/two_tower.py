@@ -22,7 +22,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -66,7 +68,6 @@ class TwoTower(nn.Module):
         self.name = name
         size = clip.visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple) else size)
-        self.tokenizer = open_clip.get_tokenizer(name)
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -83,7 +84,7 @@ class TwoTower(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "n context"]:
         """BPE tokens, zero-padded and truncated to the model's context length."""
-        return self.tokenizer(list(captions))  # type: ignore[no-any-return]
+        return _tokenizer(self.name)(list(captions))  # type: ignore[no-any-return]
 
     def image(self, images: Float[Tensor, "n 3 h w"]) -> Features:
         """Features of images given as floats in 0..1 at the model's input size.
@@ -116,6 +117,12 @@ class TwoTower(nn.Module):
         """Features of tokenised captions. A caption without a real token stands for itself by its pooled vector."""
         states: TextStates = text_states(self.clip, tokens)
         return Features(unit(states.pooled), FeatureSets(unit(states.tokens), states.offsets))
+
+
+@cache
+def _tokenizer(name: str) -> Any:
+    """Not a model's own: 50,000 merges would be copied with it wherever a model is (`fold.folded`), .4 s each time."""
+    return open_clip.get_tokenizer(name)
 
 
 def unit(x: Tensor) -> Tensor:
