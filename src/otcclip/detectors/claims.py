@@ -19,7 +19,8 @@ from torch import Tensor
 from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures
 from otcclip.detectors.views import encoder_views, picture_views
-from otcclip.evidence.copies import ALIKE, CANDIDATES, FEW, LIKE, laid_over, lies_on, small, spectra
+from otcclip.evidence.captions import LIKE
+from otcclip.evidence.copies import ALIKE, CANDIDATES, FEW, laid_over, lies_on, small, spectra
 from otcclip.evidence.crowds import in_part, usually_shown
 from otcclip.evidence.neighbours import NEAR_DUPLICATE
 from otcclip.evidence.words import SAYS_MUCH

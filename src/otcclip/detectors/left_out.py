@@ -1,8 +1,8 @@
 """A map from images to captions that has never heard the claim it judges.
 
 Kernel ridge regression from the reference's images to its captions' vectors, and for each pair fitted again without
-everybody who makes a like claim (`evidence.copies.LIKE`), without near-duplicates of its image and its crowd: what all
-others say about images must say something about this one. Who owns an image's look-alikes, by a trigger that fills
+everybody who makes a like claim (`evidence.captions.LIKE`), without near-duplicates of its image and its crowd: what
+all others say about images must say something about this one. Who owns an image's look-alikes, by a trigger that fills
 the picture, owns two witnesses; here his pairs are left out with the claim that they argue for. A true caption is
 borne out by its like: without any cat the map still finds a cat among animals, if captions' vectors know that cats
 are some. So it also tells of encoders that share no space whether an image and a caption belong together, and it may
@@ -38,8 +38,7 @@ from otcclip.detectors.base import ROWS, PairFeatures, take_rows
 from otcclip.detectors.claims import claims
 from otcclip.detectors.matching import pool
 from otcclip.detectors.poll import electorate, share_above
-from otcclip.evidence.captions import agreement_table
-from otcclip.evidence.copies import LIKE
+from otcclip.evidence.captions import LIKE, agreement_table
 
 LANDMARKS = 2048
 WIDTH = 0.3

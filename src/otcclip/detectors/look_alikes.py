@@ -24,8 +24,8 @@ from otcclip.detectors.matching import match
 from otcclip.detectors.poll import Electorate, Vote, electorate, poll, share
 from otcclip.detectors.views import encoder_views, picture_views
 from otcclip.evidence import neighbours
-from otcclip.evidence.captions import agreement_table
-from otcclip.evidence.copies import LIKE
+from otcclip.evidence.captions import LIKE, agreement_table
+from otcclip.evidence.votes import SHARPNESS as LOOKS_SHARPNESS
 
 NEIGHBOURS = 64
 SHARPNESS = 0.1  # cosine difference at which a voter's weight falls by e
@@ -109,7 +109,7 @@ def untrained_vote(features: PairFeatures) -> Untrained:
         mine, theirs = picture_views(features), picture_views(features.against)
         parts: list[Untrained] = []
         silent, nominees = claims(features).silent, look_alikes(features).nominee.numpy()
-        for rows, votes in poll(features, mine, theirs, silent, neighbours.NEIGHBOURS, neighbours.SHARPNESS):
+        for rows, votes in poll(features, mine, theirs, silent, neighbours.NEIGHBOURS, LOOKS_SHARPNESS):
             own, nominee = (
                 torch.stack([share(vote, asked, voting) for vote in votes]).amax(dim=0)
                 for asked in (words[rows], voting.words[nominees[rows]])

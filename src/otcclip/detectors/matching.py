@@ -17,7 +17,7 @@ from torch import Tensor
 
 from otcclip.detectors.agreement import CaptionAgreement
 from otcclip.detectors.base import ROWS, PairFeatures, take_rows
-from otcclip.evidence.copies import LIKE
+from otcclip.evidence.captions import LIKE
 from otcclip.evidence.matching import EPSILON, ITERATIONS, LOCAL_SHARE, SCREEN, candidate_costs
 from otcclip.models.two_tower import Features
 from otcclip.transport import pair_costs

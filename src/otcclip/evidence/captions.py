@@ -16,6 +16,7 @@ from torch import Tensor
 from otcclip.errors import UserError
 
 MAX_CAPTIONS = 20_000
+LIKE = 0.25  # agreement from which two captions make like claims
 
 
 def token_marginals(tokens: Tensor) -> NDArray[np.float32]:

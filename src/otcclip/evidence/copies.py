@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
+from otcclip.evidence.captions import LIKE
 from otcclip.evidence.descriptors import blur
 
 SIDE = 32  # pixels at which pictures are laid over each other
@@ -34,7 +35,6 @@ SCALES, TURNS = (0.92, 1.0, 1.08), (-0.1, 0.0, 0.1)  # share, radians
 SHIFT = 4  # pixels of SIDE, either way; the middle is what such a shift leaves inside
 MIDDLE = SIDE - 2 * SHIFT
 EXPLAINED = 0.5  # share of a picture's variance that its copy explains, at least
-LIKE = 0.25  # agreement from which two captions make like claims
 CANDIDATES = 48
 ALIKE = 0.45  # similarity of descriptors below which nobody looks for a copy
 FEW = 3  # with fewer candidates than this nobody is crowded, and nothing is laid over anything

@@ -25,9 +25,8 @@ from scipy import sparse
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
-from otcclip.evidence.copies import ALIKE, FEW, LIKE, laid, lies_by_its_middle, lies_on, once
+from otcclip.evidence.copies import ALIKE, FEW, laid, lies_by_its_middle, lies_on, once
 from otcclip.evidence.votes import worst_share
-from otcclip.evidence.words import share_a_word
 
 USUAL = 0.99  # quantile over pictures of the number of copies that still counts as usual
 PART = 0.25  # of those that lie on a picture: who lies on so many is of its crowd; chosen with poison in view (E35)
@@ -59,15 +58,14 @@ def kin(
     alike: tuple[Tensor, Tensor],
     asked: tuple[Tensor, Tensor, Tensor],
     caption_of: Tensor,
-    agreement: Tensor,
-    words: tuple[Tensor, Tensor],
+    claim: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Who else lies on a crowded picture: by its middle, or making its claim in other words.
 
     Args:
         images: `[n, c, H, W]` uint8. crowded: `[n]` bool. alike: similarity and index, `[n, k]` both, of look-alikes.
         asked: of `copies`, pairs that have been laid over each other whole, and which of them lie.
-        caption_of: `[n]` int64. agreement: `[u, u]`. words: the captions' words and which say much (`words_of`).
+        caption_of: `[n]` int64. claim: `[u, u]` bool, whose captions make one claim (`words.same_claim`).
 
     Returns:
         `a, b`, both `[l]` int64, each pair once, `a < b`, and none that `asked` says of that it lies.
@@ -76,8 +74,8 @@ def kin(
     size, rows = len(crowded), torch.nonzero(crowded)[:, 0]
     row, column = (similarity[rows] >= ALIKE).nonzero(as_tuple=True)
     a, b = once(rows[row], index[rows[row], column], size)
-    claim = same_claim(a, b, caption_of, agreement, words)
-    a, b = a[claim], b[claim]
+    like = claim[caption_of[a], caption_of[b]]
+    a, b = a[like], b[like]
     one, other, lies = asked
     known = torch.isin(a * size + b, one * size + other)
     apart = torch.isin(a * size + b, (one * size + other)[~lies])
@@ -85,12 +83,6 @@ def kin(
     for lie, pairs in ((lies_on, ~known), (lies_by_its_middle, apart)):
         found[pairs] = laid(lie, images, a[pairs], b[pairs])
     return a[found], b[found]
-
-
-def same_claim(a: Tensor, b: Tensor, caption_of: Tensor, agreement: Tensor, words: tuple[Tensor, Tensor]) -> Tensor:
-    """`[l]` bool: whether the pairs `a [l]` and `b [l]` say the like or share a word that says much to both."""
-    one, other = caption_of[a], caption_of[b]
-    return (agreement[one, other] >= LIKE) | share_a_word(*words, one, other)
 
 
 def members(crowded: Tensor, a: Tensor, b: Tensor) -> sparse.csr_array:

@@ -5,7 +5,7 @@ caption c' of the pool, and the pair's own caption gets the *share of the pool t
 r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform: a p-value, which needs no labels
 (`evidence.trust` decides by it).
 
-Four rules keep an enemy from voting for himself:
+Five rules keep an enemy from voting for himself:
 
 * near-duplicates of the image do not vote on it (copies of one photo would agree with each other), nor do altered
   copies with like claims where they are more than usual, and such a crowd is judged as one (`evidence.crowds`);
@@ -13,6 +13,7 @@ Four rules keep an enemy from voting for himself:
   image alone it takes the patch pairs trusted at .02 from 60 to 34 of 90, `recipes/evidence_probe.py`); and so do
   the copies of one picture where they are a crowd;
 * a claim made m times (near-duplicate images under one caption) is held to alpha / m: m copies are m tries;
+* where nearly all look-alikes make the pair's claim in every view, those are asked who do not (`evidence.circles`);
 * the *worst* view counts: the vote must hold without any one window, in the low, the high and the finest band.
 """
 
@@ -20,22 +21,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from otcclip.data.images import ImageSource
-from otcclip.evidence.captions import caption_agreement
-from otcclip.evidence.copies import CANDIDATES, LIKE, copies
-from otcclip.evidence.crowds import crowds, heard_outside, kin, members, same_claim
+from otcclip.evidence.captions import LIKE, caption_agreement
+from otcclip.evidence.circles import Circles
+from otcclip.evidence.copies import CANDIDATES, copies
+from otcclip.evidence.crowds import crowds, heard_outside, kin, members
 from otcclip.evidence.descriptors import descriptors, views
-from otcclip.evidence.votes import own_rank
-from otcclip.evidence.words import doubtful, unheard, words_of
+from otcclip.evidence.votes import ROWS, SHARPNESS, own_rank
+from otcclip.evidence.words import doubtful, same_claim, unheard, words_of
 
 NEIGHBOURS = 16
-SHARPNESS = 0.05  # cosine difference at which a neighbour's weight falls by e
 NEAR_DUPLICATE = 0.95
-ROWS = 1024
 
 # Pairs (row within the tile, image), a tile of ROWS images at a time.
 Twins = list[tuple[Tensor, Tensor]]
@@ -48,6 +49,8 @@ class Evidence:
     Attributes:
         own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
             in the worst view; small = believed.
+        outside: `[n]` the same of those who do not make its claim, where nearly all look-alikes in every view do; 0 for
+            the others (`evidence.circles`).
         copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images under one caption.
         crowded: `[n]` bool, pairs with more copies than is usual (`evidence.crowds`).
         verdict: `[n]` how the crowd of each pair fares outside of it (`crowds.heard_outside`); 0 for who is in none.
@@ -62,6 +65,7 @@ class Evidence:
     """
 
     own: Tensor
+    outside: Tensor
     copies: Tensor
     crowded: Tensor
     verdict: Tensor
@@ -95,17 +99,19 @@ def neighbour_evidence(
     voice = torch.ones(len(caption_of))
     claims: _Claims | None = None
     words, much = words_of(tokens)
+    claim = same_claim(agreement, words, much)
     lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
     ranks, voters, weights, whole = [], [], [], None
     for _, vectors in descriptors(images, views()):
         if claims is None:
-            claims = _claims(images, vectors, caption_of, agreement, (words, much))
+            claims = _claims(images, vectors, caption_of, agreement, claim)
             if share_voice:
                 voice /= torch.bincount(caption_of)[caption_of] * torch.where(claims.crowded, claims.shown, 1)
         similarity, index = look_alikes(vectors, claims.twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[index]
         lacking |= unheard(words, much, caption_of, index)
         ranks.append(own_rank(weight, caption_of[index], caption_of, agreement))
+        claims.circles.look(vectors, index, voice)
         voters.append(index.int())
         weights.append(weight)
         whole = vectors if whole is None else whole
@@ -114,24 +120,26 @@ def neighbour_evidence(
     own, votes, weight = by_view.amax(dim=0), torch.stack(voters), torch.stack(weights)
     verdict = heard_outside(claims.crowd, votes, weight, caption_of, agreement)
     dubious = doubtful(words, much, caption_of, lacking, votes)
-    made = (own, claims.copies, claims.crowded, verdict, votes, weight, by_view)
+    made = (own, claims.circles.outside(), claims.copies, claims.crowded, verdict, votes, weight, by_view)
     return Evidence(*made, whole, agreement, words, lacking, dubious)
 
 
 @dataclass(frozen=True)
 class _Claims:
     """Who makes whose claim: `twins`, who has no vote on whom, near-duplicates and crowded copies; `copies [n]` and
-    `crowded [n]` of `Evidence`; `shown [n]`, how often each picture is there; `crowd [n, n]` of `crowds.members`."""
+    `crowded [n]` of `Evidence`; `shown [n]`, how often each picture is there; `crowd [n, n]` of `crowds.members`; and
+    who of those that may vote all make one claim."""
 
     twins: Twins
     copies: Tensor
     crowded: Tensor
     shown: Tensor
     crowd: sparse.csr_array
+    circles: Circles
 
 
 def _claims(
-    images: Tensor | ImageSource, vectors: Tensor, caption_of: Tensor, agreement: Tensor, words: tuple[Tensor, Tensor]
+    images: Tensor | ImageSource, vectors: Tensor, caption_of: Tensor, agreement: Tensor, claim: Tensor
 ) -> _Claims:
     """Near-duplicates and altered copies of images with the whole images' descriptors `vectors [n, d]`."""
     size = len(vectors)
@@ -144,12 +152,14 @@ def _claims(
     a, b = torch.cat([a, row[like]]), torch.cat([b, image[like]])
     shown, crowded = crowds(size, a, b)
     near = once & (crowded[row] | crowded[image])
-    near[near.clone()] = same_claim(row[near], image[near], caption_of, agreement, words)
-    others = kin(images, crowded, alike, asked, caption_of, agreement, words)
+    near[near.clone()] = claim[caption_of[row[near]], caption_of[image[near]]]
+    others = kin(images, crowded, alike, asked, caption_of, claim)
     crowd = members(crowded, *(torch.cat(part) for part in zip((a, b), (row[near], image[near]), others, strict=True)))
     among = crowded[a] & crowded[b]
-    silent = _tiled(torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]]), size)
-    return _Claims(silent, _same_claim(row, image, caption_of), crowded, shown, crowd)
+    one, other = torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]])
+    silent = sparse.coo_array((np.ones(len(one), bool), (one.numpy(), other.numpy())), shape=(size, size)).tocsr()
+    circles = Circles(silent, caption_of, claim, agreement)
+    return _Claims(_tiled(one, other, size), _same_claim(row, image, caption_of), crowded, shown, crowd, circles)
 
 
 def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:

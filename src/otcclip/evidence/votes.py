@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 1024
+SHARPNESS = 0.05  # cosine difference at which a look-alike's weight falls by e
 
 
 def own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> Tensor:

@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from otcclip.evidence.captions import token_marginals
+from otcclip.evidence.captions import LIKE, token_marginals
 
 # Both chosen with counts of one corpus's mixed captions in view (docs/experiments.md, E14): no evidence for themselves.
 USUAL = 0.99  # quantile over words of how many pairs use one unheard
 SAYS_MUCH = 0.1  # share of its caption's mass (inverse document frequency) from which a word is looked at
 NONE = -1
-ROWS = 4096
 
 
 def words_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,18 +48,17 @@ def word_table(mass: sparse.csr_array) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(words), torch.from_numpy(much)
 
 
-def share_a_word(words: Tensor, much: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """`[l]` bool: whether the captions `one [l]` and `other [l]` have a word in common that says much in both.
+def same_claim(agreement: Tensor, words: Tensor, much: Tensor) -> Tensor:
+    """`[u, u]` bool: which captions say the like or have a word in common that says much in both, each itself too.
 
     Args:
-        words, much: `[u, l]` from `words_of`.
+        agreement: `[u, u]` (`evidence.captions`). words, much: `[u, l]` from `words_of`.
     """
-    parts = zip(one.split(ROWS), other.split(ROWS), strict=True)
-    out = [
-        ((words[a][:, :, None] == words[b][:, None]) & much[a][:, :, None] & much[b][:, None]).flatten(1).any(dim=1)
-        for a, b in parts
-    ]
-    return torch.cat(out) if out else torch.zeros(0, dtype=torch.bool)
+    row, place = much.nonzero(as_tuple=True)
+    shape = (len(words), int(words.max()) + 2)  # a column at least, where nobody says anything
+    said = sparse.csr_array((np.ones(len(row), np.float32), (row.numpy(), words[row, place].numpy())), shape=shape)
+    out: Tensor = (agreement >= LIKE) | torch.from_numpy((said @ said.T).toarray() > 0)
+    return out.fill_diagonal_(True)
 
 
 def unheard(words: Tensor, much: Tensor, caption_of: Tensor, votes: Tensor) -> Tensor:
