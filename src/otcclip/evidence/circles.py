@@ -1,0 +1,66 @@
+"""Closed circles: a claim that nearly all look-alikes make, in every view, is put to those who do not make it.
+
+Where a trigger fills the image, poisoned images are each other's look-alikes in whatever view, and all say the same: as
+a body of witnesses they are perfect, too perfect. Of honest look-alikes some say something else (a third of them makes
+a pair's claim where it is most, in the worst view; at most three quarters for 98.7 % of believed pairs of the emoji
+corpus, docs/experiments.md, E37). So who has more than `CLOSED` of them on his side in *every* view is heard by the
+nearest images outside of the circle instead: those with another claim (`words.same_claim`). Series that are drawn alike
+and named alike (families, clock faces) stand in such circles too, and what is like them bears many of them out; the
+rest have the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from otcclip.evidence.votes import ROWS, SHARPNESS, own_rank
+
+CLOSED = 0.75  # share of look-alikes; chosen with poison in view (E37)
+NOBODY = -2.0  # below any cosine
+
+
+class Circles:
+    """Found view by view: who has been in a closed circle in every view so far, and what is heard outside of it.
+
+    Args:
+        silent: `[n, n]` bool, who has no vote on whom. caption_of: `[n]` int64. claim: `[u, u]` bool, which captions
+            make the same claim (`words.same_claim`). agreement: `[u, u]`.
+    """
+
+    def __init__(self, silent: sparse.csr_array, caption_of: Tensor, claim: Tensor, agreement: Tensor) -> None:
+        self._silent, self._caption_of, self._claim, self._agreement = silent, caption_of, claim, agreement
+        self._rows = torch.arange(len(caption_of))
+        self._heard = torch.zeros(len(caption_of))
+
+    def look(self, vectors: Tensor, votes: Tensor, voice: Tensor) -> None:
+        """One more view.
+
+        Args:
+            vectors: `[n, d]` of the images. votes: `[n, k]` int64, look-alikes. voice: `[n]`, what a vote weighs beside
+                its nearness.
+        """
+        mates = self._claim[self._caption_of[self._rows, None], self._caption_of[votes[self._rows]]]
+        inside = mates.float().mean(dim=1) > CLOSED
+        self._rows, heard = self._rows[inside], self._heard[inside]
+        parts = [self._outside(rows, vectors, votes.shape[1], voice) for rows in self._rows.split(ROWS)]
+        self._heard = torch.maximum(heard, torch.cat(parts)) if parts else heard
+
+    def outside(self) -> Tensor:
+        """`[n]` share of captions that those outside like at least as well as the pair's own, in the worst view; 0 for
+        who is in no closed circle, 1 where in some view nobody is outside."""
+        out = torch.zeros(len(self._caption_of))
+        out[self._rows] = self._heard
+        return out
+
+    def _outside(self, rows: Tensor, vectors: Tensor, k: int, voice: Tensor) -> Tensor:
+        own = self._caption_of[rows]
+        similarity = (vectors[rows] @ vectors.T).masked_fill_(self._claim[own][:, self._caption_of], NOBODY)
+        row, image = self._silent[rows.numpy()].nonzero()
+        similarity[torch.from_numpy(row), torch.from_numpy(image)] = NOBODY
+        top = similarity.topk(k, dim=1)
+        there = top.values > NOBODY
+        weight = torch.softmax(top.values.float() / SHARPNESS, dim=1) * voice[top.indices] * there
+        share = own_rank(weight, self._caption_of[top.indices], own, self._agreement)
+        return torch.where(there.any(dim=1), share, 1.0)
