@@ -13,10 +13,10 @@ from torch import Tensor
 from otcclip.attacks.jittered import jitter
 from otcclip.evidence.belief import Belief
 from otcclip.evidence.copies import FEW, copies
-from otcclip.evidence.crowds import PART, crowds, heard_outside, in_part, kin, members, same_claim
+from otcclip.evidence.crowds import PART, crowds, heard_outside, in_part, kin, members
 from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.votes import own_rank, share_without
-from otcclip.evidence.words import share_a_word, words_of
+from otcclip.evidence.words import same_claim, words_of
 
 
 def clique(start: int, size: int) -> list[tuple[int, int]]:
@@ -157,24 +157,6 @@ def test_what_is_heard_outside_by_loops(seed: int) -> None:
         assert float(got[i]) == pytest.approx(wanted, abs=0.12)  # sums in another order make and break ties
 
 
-def test_a_word_in_common_that_says_much() -> None:
-    """`1` is in every caption and says nothing, `7` and `8` are in two each."""
-    tokens = torch.tensor(
-        [[1000, 1, 7, 20, 2000], [1000, 1, 7, 21, 2000], [1000, 1, 8, 22, 2000], [1000, 1, 8, 23, 2000]]
-    )
-    words = words_of(tokens)
-    one, other = torch.tensor([0, 0, 2, 0]), torch.tensor([1, 2, 3, 0])
-    assert share_a_word(*words, one, other).tolist() == [True, False, True, True]
-    assert len(share_a_word(*words, one[:0], other[:0])) == 0
-    for silent in ([0, 1, 2, 3], [0, 2], [1, 3]):  # it must say much to both
-        much = words[1].clone()
-        much[silent] = False
-        assert not share_a_word(words[0], much, one[:3], other[:3]).any()
-    unlike = torch.zeros(4, 4)
-    assert same_claim(one, other, torch.arange(4), unlike, words).tolist() == [True, False, True, True]
-    assert same_claim(one, other, torch.arange(4), unlike + 0.25, words).all()
-
-
 def crowd_of_one_photo(make_store, names: list[int]):  # type: ignore[no-untyped-def]
     """Two images each of 128 things, and altered copies of the first under other names, each caption with a word of its
     own."""
@@ -190,33 +172,31 @@ def test_who_says_it_in_other_words_belongs_to_the_crowd(make_store) -> None:  #
     """The last copy's caption agrees with nobody's, but it shares the name with the crowd."""
     images, tokens = crowd_of_one_photo(make_store, [7] * 12)
     size = len(images)
-    words = words_of(tokens)
-    agreement = torch.eye(size)
+    claim = same_claim(torch.eye(size), *words_of(tokens))
     crowded = torch.arange(size) == 256
     index = torch.tensor([[j for j in range(size - 12, size) if j != i][:11] for i in range(size)])
     alike, nobody = (torch.ones(index.shape), index), torch.empty(0, dtype=torch.int64)
     asked = (nobody, nobody, nobody.bool())
-    a, b = kin(images, crowded, alike, asked, torch.arange(size), agreement, words)
+    a, b = kin(images, crowded, alike, asked, torch.arange(size), claim)
     assert (a == 256).all() and set(b.tolist()) <= set(range(257, 268)) and len(b) >= 9
     tokens[257:260, 1] = torch.tensor([20, 21, 22])
-    _, fewer = kin(images, crowded, alike, asked, torch.arange(size), agreement, words_of(tokens))
+    _, fewer = kin(images, crowded, alike, asked, torch.arange(size), same_claim(torch.eye(size), *words_of(tokens)))
     assert set(fewer.tolist()) == set(b.tolist()) - {257, 258, 259}, (
         "who lies on it and says something else is not of it"
     )
-    a, _ = kin(images, crowded, (alike[0] * 0, index), asked, torch.arange(size), agreement, words)
+    a, _ = kin(images, crowded, (alike[0] * 0, index), asked, torch.arange(size), claim)
     assert not len(a), "nobody looks for a copy among what is not alike"
-    nothing = kin(images, crowded & False, alike, asked, torch.arange(size), agreement, words)
+    nothing = kin(images, crowded & False, alike, asked, torch.arange(size), claim)
     assert all(len(part) == 0 for part in nothing)
 
 
 def test_nobody_is_laid_whole_over_another_twice(make_store, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """What `copies` found out is not asked again: who lies is left out, who does not is laid by its middle alone."""
-    images, tokens = crowd_of_one_photo(make_store, [7] * 6)
-    size, words = len(images), words_of(tokens)
+    images, _ = crowd_of_one_photo(make_store, [7] * 6)
+    size = len(images)
     rows = torch.arange(256, size)
     index = torch.stack([rows[rows != i][:5] for i in range(size)])
-    given = (torch.arange(size), torch.ones(size, size), words)
-    asked = copies(images, torch.ones(index.shape), index, *given[:2])
+    asked = copies(images, torch.ones(index.shape), index, torch.arange(size), torch.ones(size, size))
     among = (asked[0] >= 256) & (asked[1] >= 256)
     assert asked[2][among].any()
     said = (*(part[among] for part in asked[:2]), torch.arange(int(among.sum())) % 2 == 0)
@@ -226,7 +206,7 @@ def test_nobody_is_laid_whole_over_another_twice(make_store, monkeypatch) -> Non
         "otcclip.evidence.crowds.lies_by_its_middle", lambda pictures, a, b: middle.append(len(a)) or a >= 0
     )
     crowded = torch.arange(size) >= 256
-    a, b = kin(images, crowded, (torch.ones(index.shape), index), said, *given)
+    a, b = kin(images, crowded, (torch.ones(index.shape), index), said, torch.arange(size), torch.ones(size, size) > 0)
     assert not whole and middle == [int((~said[2]).sum())]
     pairs = set(zip(a.tolist(), b.tolist(), strict=True))
     assert pairs == set(zip(said[0][~said[2]].tolist(), said[1][~said[2]].tolist(), strict=True))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otcclip.evidence import words as module
-from otcclip.evidence.words import NONE, doubtful, rarely_unheard, unheard, words_of
+from otcclip.evidence.words import NONE, doubtful, rarely_unheard, same_claim, unheard, words_of
 
 START, END = 1000, 2000
 
@@ -45,6 +45,22 @@ def test_a_word_among_many_says_little() -> None:
     votes = torch.tensor([[2], [0], [0]])
     lacking = unheard(words, much, torch.arange(3), votes)
     assert not lacking[0].any() and not lacking[1].any() and lacking[2].sum() == 1
+
+
+def test_one_claim_by_the_like_or_by_a_word_that_says_much() -> None:
+    """Token 1 is in every caption and says nothing; 7 and 8 are in two each."""
+    words, much = words_of(tokens_of([[1, 7, 20], [1, 7, 21], [1, 8, 22], [1, 8, 23]]))
+    nothing, pairs = torch.zeros(4, 4), torch.tensor([[0, 1], [2, 3]])
+    wanted = torch.eye(4, dtype=torch.bool)
+    wanted[pairs[:, 0], pairs[:, 1]] = wanted[pairs[:, 1], pairs[:, 0]] = True
+    assert same_claim(nothing, words, much).equal(wanted)
+    for silent in ([0, 1, 2, 3], [0, 2], [1, 3]):  # it must say much to both
+        less = much.clone()
+        less[silent] = False
+        assert same_claim(nothing, words, less).equal(torch.eye(4, dtype=torch.bool))
+    assert same_claim(nothing + 0.25, words, much & False).all()
+    silent_words = torch.full_like(words, NONE)
+    assert same_claim(nothing, silent_words, much & False).equal(torch.eye(4, dtype=torch.bool))
 
 
 @given(st.data())

@@ -28,9 +28,9 @@ class Belief:
     Attributes:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         tokens: `[u, context]` int64. caption_of: `[n]` int64.
-        own, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd that nobody outside
-            bears out has no vote, and the crowd's verdict for `own`; who is in a closed circle, what is heard outside
-            of it, if that is more; `own` grows where votes fall away.
+        own, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd or in a closed circle
+            that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what is heard outside of
+            the circle, if that is more; `own` grows where votes fall away.
         place: `[n]` int64, in the order of `by_diversity`.
         suspicion: `[n]` the p-value that counts now.
         unwitnessed: `[n]` bool, pairs to which no model is a witness: crowds that nobody outside bears out (if it
@@ -61,12 +61,14 @@ class Belief:
     def of(cls, found: Evidence, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """What is believed of what the look-alikes said."""
         lies = found.verdict > alpha
-        silent = lies[found.voters.long()]
+        mute = lies | (found.outside > alpha)
+        silent = mute[found.voters.long()]
         weight = found.weight.masked_fill(silent, 0.0)
         rows = torch.nonzero(silent.any(dim=2).any(dim=0))[:, 0]  # nobody else has lost a voter
-        heard = share_without(lies, rows, found.voters, weight, caption_of, found.agreement)
-        own = torch.maximum(found.own, found.outside)
+        heard = share_without(mute, rows, found.voters, weight, caption_of, found.agreement)
+        own = found.own.clone()
         own[rows] = torch.maximum(own[rows], heard)
+        own = torch.where(found.outside > 0, torch.maximum(found.own, found.outside), own)
         own = torch.where(lies, found.verdict, own)
         suspicion = (own * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)

@@ -1,0 +1,110 @@
+"""Who has nearly all look-alikes on his side in every view is heard by those outside of his circle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from torch import Tensor
+
+from otcclip.attacks import WaNet, apply_trigger
+from otcclip.evidence.belief import Belief
+from otcclip.evidence.circles import CLOSED, Circles
+from otcclip.evidence.neighbours import neighbour_evidence
+from otcclip.evidence.votes import SHARPNESS
+
+
+def nobody(n: int) -> sparse.csr_array:
+    return sparse.eye_array(n, dtype=bool).tocsr()
+
+
+def unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+@given(st.integers(0, 2**20))
+@settings(max_examples=40, deadline=None)
+def test_what_is_heard_outside_by_loops(seed: int) -> None:
+    """A random electorate in three views, pair by pair and caption by caption."""
+    rng = np.random.default_rng(seed)
+    n, u, k, views = 12, 5, 4, 3
+    agreement = torch.from_numpy(rng.random((u, u)).astype(np.float32))
+    agreement = ((agreement + agreement.T) / 2).fill_diagonal_(1.0)
+    claim = torch.eye(u, dtype=torch.bool)
+    claim[0, 1] = claim[1, 0] = True
+    caption_of = torch.from_numpy(rng.choice(u, n, p=[0.5, 0.3, 0.1, 0.05, 0.05]))
+    voice = torch.from_numpy(rng.random(n).astype(np.float32))
+    twins = torch.from_numpy(rng.random((n, n)) < 0.1) | torch.eye(n, dtype=torch.bool)
+    circles = Circles(sparse.csr_array(twins.numpy()), caption_of, claim, agreement)
+    inside, worst = [True] * n, [0.0] * n
+    for _ in range(views):
+        vectors = unit(torch.from_numpy(rng.standard_normal((n, 3)).astype(np.float32)))
+        votes = torch.from_numpy(np.stack([rng.choice(n, k, replace=False) for _ in range(n)]))
+        circles.look(vectors, votes, voice)
+        for i in range(n):
+            mates = sum(bool(claim[caption_of[i], caption_of[j]]) for j in votes[i].tolist())
+            inside[i] = inside[i] and mates / k > CLOSED
+            others = [j for j in range(n) if not claim[caption_of[i], caption_of[j]] and not twins[i, j]]
+            cosine = (vectors @ vectors.T)[i]
+            others = sorted(others, key=lambda j: -float(cosine[j]))[:k]
+            if not others:
+                worst[i] = 1.0
+                continue
+            strength = torch.softmax(torch.stack([cosine[j] for j in others]) / SHARPNESS, 0)
+            liked = sum(
+                (s * voice[j] * agreement[caption_of[j]] for s, j in zip(strength, others, strict=True)), torch.zeros(u)
+            )
+            mine = liked[caption_of[i]]
+            better, equal = int((liked > mine).sum()), int((liked == mine).sum())
+            worst[i] = max(worst[i], (better + (equal + 1) / 2) / u)
+    wanted = [share if stays else 0.0 for share, stays in zip(worst, inside, strict=True)]
+    assert circles.outside().tolist() == pytest.approx(wanted, abs=0.11)  # sums in another order break ties
+
+
+def test_one_view_in_which_others_look_alike_opens_a_circle() -> None:
+    """Five of one claim and four others. In the second view one of the five has two of the others beside it."""
+    n = 9
+    caption_of = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3, 4])
+    circles = Circles(nobody(n), caption_of, torch.eye(5, dtype=torch.bool), torch.eye(5))
+    vectors = unit(torch.randn(n, 4, generator=torch.Generator().manual_seed(0)))
+    among = torch.tensor([[j for j in range(5) if j != i] if i < 5 else [0, 1, 2, 3] for i in range(n)])
+    circles.look(vectors, among, torch.ones(n))
+    assert (circles.outside()[:5] > 0).all() and not circles.outside()[5:].any()
+    mixed = among.clone()
+    mixed[0, :2] = torch.tensor([5, 6])
+    circles.look(vectors, mixed, torch.ones(n))
+    circles.look(vectors, among, torch.ones(n))
+    assert (circles.outside() > 0).tolist() == [False, True, True, True, True, *[False] * 4]
+
+
+def test_who_has_nobody_outside_is_not_believed() -> None:
+    circles = Circles(nobody(4), torch.tensor([0, 0, 1, 1]), torch.ones(2, 2, dtype=torch.bool), torch.eye(2))
+    circles.look(unit(torch.randn(4, 3)), torch.tensor([[1, 2], [0, 2], [3, 0], [2, 0]]), torch.ones(4))
+    assert circles.outside().tolist() == [1.0] * 4
+
+
+def test_bent_pictures_do_not_bear_each_other_out(make_store) -> None:  # type: ignore[no-untyped-def]
+    """Eighty pictures of everything, bent alike, under four sayings of one name: the look-alikes of each are the
+    others, in every view. In their own words they are borne out; by those outside they are not."""
+    images = np.concatenate([make_store(64, 32, seed=seed).images for seed in range(8)])
+    said = [[1 + row % 32 + 32 * (row // 64), 500 + row % 32] for row in range(512)]
+    bent = np.arange(0, 320, 4)
+    images[bent] = apply_trigger(WaNet(target="anything"), images[bent])
+    for place, row in enumerate(bent.tolist()):
+        said[row] = [300, 700 + place % 4]
+    tokens, caption_of = np.unique(np.array([[1000, *words, 2000, 0] for words in said]), axis=0, return_inverse=True)
+    given = (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(tokens), torch.from_numpy(caption_of))
+    found = neighbour_evidence(*given)
+    own = (found.own[bent] <= 0.05).float().mean()
+    assert own > 0.5, "nobody bears them out, nothing is tested"
+    assert (torch.maximum(found.own, found.outside)[bent] <= 0.05).float().mean() < own / 2
+    belief = Belief.of(found, *given[1:], 0.05)
+    assert belief.own.equal(torch.where(found.verdict > 0.05, found.verdict, belief.own))
+    before = Belief.of(replace(found, outside=torch.zeros_like(found.outside)), *given[1:], 0.05).trusted()
+    after = belief.trusted()
+    assert before[bent].sum() > 3 * after[bent].sum() and after.sum() > 0.95 * before.sum()
