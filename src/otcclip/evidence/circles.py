@@ -1,12 +1,12 @@
 """Closed circles: a claim that nearly all look-alikes make, in every view, is put to those who do not make it.
 
-Where a trigger fills the image, poisoned images are each other's look-alikes in whatever view, and all say the same: as
-a body of witnesses they are perfect, too perfect. Of honest look-alikes some say something else (a third of them makes
-a pair's claim where it is most, in the worst view; at most three quarters for 98.7 % of believed pairs of the emoji
-corpus, docs/experiments.md, E37). So who has more than `CLOSED` of them on his side in *every* view is heard by the
-nearest images outside of the circle instead: those with another claim (`words.same_claim`). Series that are drawn alike
-and named alike (families, clock faces) stand in such circles too, and what is like them bears many of them out; the
-rest have the model.
+Where a trigger fills the image, poisoned images are each other's look-alikes in whatever view, and all say the same: a
+body of witnesses that is too good. Of honest look-alikes some say something else: in the view where they are fewest, a
+fifth of them make a pair's claim in the median, half at the 95th percentile and four fifths at the 99th (believed pairs
+of the emoji corpus; docs/experiments.md, E37). So who has more than `CLOSED` of them on his side in *every* view is
+heard by the nearest images outside of the circle instead: those with another claim (`words.same_claim`). Who is not
+borne out there has no vote either (`evidence.belief`). Series that are drawn alike and named alike (families, bicycles)
+stand in such circles too; what is like them bears half of them out, and the others have the model for a witness.
 """
 
 from __future__ import annotations
