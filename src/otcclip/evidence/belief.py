@@ -16,7 +16,7 @@ from torch import Tensor
 from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.neighbours import Evidence, neighbour_evidence
-from otcclip.evidence.trust import believed, by_diversity, in_measure, usually_vouched
+from otcclip.evidence.trust import believed, by_diversity, in_measure, unusually_often, usually_vouched
 from otcclip.evidence.votes import combined_p, share_without, support
 from otcclip.evidence.words import rarely_unheard, words_of
 
@@ -28,9 +28,9 @@ class Belief:
     Attributes:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         tokens: `[u, context]` int64. caption_of: `[n]` int64.
-        own, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd or in a closed circle
-            that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what is heard outside of
-            the circle, if that is more; `own` grows where votes fall away.
+        own, outside, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd or in a
+            closed circle that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what is heard
+            outside of the circle, if that is more; `own` grows where votes fall away.
         place: `[n]` int64, in the order of `by_diversity`.
         suspicion: `[n]` the p-value that counts now.
         unwitnessed: `[n]` bool, pairs to which no model is a witness: crowds that nobody outside bears out (if it
@@ -42,6 +42,7 @@ class Belief:
     tokens: Tensor
     caption_of: Tensor
     own: Tensor
+    outside: Tensor
     copies: Tensor
     unheard: Tensor
     doubtful: Tensor
@@ -61,19 +62,19 @@ class Belief:
     def of(cls, found: Evidence, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """What is believed of what the look-alikes said."""
         lies = found.verdict > alpha
-        mute = lies | (found.outside > alpha)
+        mute = lies | (found.encircled & (found.outside > alpha))
         silent = mute[found.voters.long()]
         weight = found.weight.masked_fill(silent, 0.0)
         rows = torch.nonzero(silent.any(dim=2).any(dim=0))[:, 0]  # nobody else has lost a voter
         heard = share_without(mute, rows, found.voters, weight, caption_of, found.agreement)
         own = found.own.clone()
         own[rows] = torch.maximum(own[rows], heard)
-        own = torch.where(found.outside > 0, torch.maximum(found.own, found.outside), own)
+        own = torch.where(found.encircled, torch.maximum(found.own, found.outside), own)
         own = torch.where(lies, found.verdict, own)
         suspicion = (own * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)
         closed = torch.zeros(len(tokens), dtype=torch.bool)
-        known = (own, found.copies, found.unheard, found.doubtful, found.voters, weight)
+        known = (own, found.outside, found.copies, found.unheard, found.doubtful, found.voters, weight)
         out = cls(alpha, tokens, caption_of, *known, place, suspicion, lies, closed)
         out.agreement, out.words = found.agreement, found.words  # both follow from the tokens; here they are at hand
         return out
@@ -93,8 +94,15 @@ class Belief:
         return words_of(self.tokens)[0]
 
     def trusted(self) -> Tensor:
-        """`[n]` bool: who is believed, word for word, and within the measure of his claim."""
+        """`[n]` bool: who is believed, word for word, and within the measure of his claim.
+
+        Where unusually many pairs under one caption are believed, those outside must bear them out too.
+        """
         candidates = believed(self.suspicion, self.caption_of, self.agreement, self.alpha) & ~self.doubtful
+        often = unusually_often(candidates, self.caption_of)
+        if bool(often.any()):
+            p = torch.where(often, torch.maximum(self.suspicion, self.outside), self.suspicion)
+            candidates &= believed(p, self.caption_of, self.agreement, self.alpha)
         candidates = rarely_unheard(candidates, self.suspicion, self.caption_of, self.words, self.unheard)
         return in_measure(candidates, self.place, self.suspicion, self.caption_of, self.agreement)
 

@@ -1,4 +1,5 @@
 """Closed circles: a claim that nearly all look-alikes make, in every view, is put to those who do not make it.
+So is a caption that is believed of unusually many pairs.
 
 Where a trigger fills the image, poisoned images are each other's look-alikes in whatever view, and all say the same: a
 body of witnesses that is too good. Of honest look-alikes some say something else: in the view where they are fewest, a
@@ -6,7 +7,11 @@ fifth of them make a pair's claim in the median, half at the 95th percentile and
 of the emoji corpus; docs/experiments.md, E37). So who has more than `CLOSED` of them on his side in *every* view is
 heard by the nearest images outside of the circle instead: those with another claim (`words.same_claim`). Who is not
 borne out there has no vote either (`evidence.belief`). Series that are drawn alike and named alike (families, bicycles)
-stand in such circles too; what is like them bears half of them out, and the others have the model for a witness.
+stand in such circles too: 1 % of the honest pairs, of which others bear out a sixth; the rest have the model.
+
+A trigger that makes its pictures alike in most views only is no circle, but of a hundred pairs under one caption dozens
+are believed. Who has a caption that stands under unusually many pairs (`trust.unusually_often`) is therefore asked
+about outside as well; it counts where unusually many of them are believed (`Belief.trusted`).
 """
 
 from __future__ import annotations
@@ -26,13 +31,21 @@ class Circles:
 
     Args:
         silent: `[n, n]` bool, who has no vote on whom. caption_of: `[n]` int64. claim: `[u, u]` bool, which captions
-            make the same claim (`words.same_claim`). agreement: `[u, u]`.
+            make the same claim (`words.same_claim`). agreement: `[u, u]`. asked: `[n]` bool, who is asked about outside
+            in any case.
+
+    Attributes:
+        inside: `[n]` bool, who is in a closed circle.
     """
 
-    def __init__(self, silent: sparse.csr_array, caption_of: Tensor, claim: Tensor, agreement: Tensor) -> None:
+    def __init__(
+        self, silent: sparse.csr_array, caption_of: Tensor, claim: Tensor, agreement: Tensor, asked: Tensor
+    ) -> None:
         self._silent, self._caption_of, self._claim, self._agreement = silent, caption_of, claim, agreement
+        self._asked = asked
         self._rows = torch.arange(len(caption_of))
         self._heard = torch.zeros(len(caption_of))
+        self.inside = torch.ones(len(caption_of), dtype=torch.bool)
 
     def look(self, vectors: Tensor, votes: Tensor, voice: Tensor) -> None:
         """One more view.
@@ -42,14 +55,15 @@ class Circles:
                 its nearness.
         """
         mates = self._claim[self._caption_of[self._rows, None], self._caption_of[votes[self._rows]]]
-        inside = mates.float().mean(dim=1) > CLOSED
-        self._rows, heard = self._rows[inside], self._heard[inside]
+        self.inside[self._rows] &= mates.float().mean(dim=1) > CLOSED
+        stays = (self.inside | self._asked)[self._rows]
+        self._rows, heard = self._rows[stays], self._heard[stays]
         parts = [self._outside(rows, vectors, votes.shape[1], voice) for rows in self._rows.split(ROWS)]
         self._heard = torch.maximum(heard, torch.cat(parts)) if parts else heard
 
     def outside(self) -> Tensor:
         """`[n]` share of captions that those outside like at least as well as the pair's own, in the worst view; 0 for
-        who is in no closed circle, 1 where in some view nobody is outside."""
+        who is not asked about, 1 where in some view nobody is outside."""
         out = torch.zeros(len(self._caption_of))
         out[self._rows] = self._heard
         return out

@@ -32,6 +32,7 @@ from otcclip.evidence.circles import Circles
 from otcclip.evidence.copies import CANDIDATES, copies
 from otcclip.evidence.crowds import crowds, heard_outside, kin, members
 from otcclip.evidence.descriptors import descriptors, views
+from otcclip.evidence.trust import unusually_often
 from otcclip.evidence.votes import ROWS, SHARPNESS, own_rank
 from otcclip.evidence.words import doubtful, same_claim, unheard, words_of
 
@@ -49,8 +50,9 @@ class Evidence:
     Attributes:
         own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
             in the worst view; small = believed.
-        outside: `[n]` the same of those who do not make its claim, where nearly all look-alikes in every view do; 0 for
-            the others (`evidence.circles`).
+        encircled: `[n]` bool, pairs whose claim nearly all look-alikes make in every view (`evidence.circles`).
+        outside: `[n]` as `own`, of those who do not make the claim; 0 for who is neither encircled nor under a caption
+            that stands under unusually many pairs.
         copies: `[n]` int64, pairs that make the same claim, itself included: near-duplicate images under one caption.
         crowded: `[n]` bool, pairs with more copies than is usual (`evidence.crowds`).
         verdict: `[n]` how the crowd of each pair fares outside of it (`crowds.heard_outside`); 0 for who is in none.
@@ -65,6 +67,7 @@ class Evidence:
     """
 
     own: Tensor
+    encircled: Tensor
     outside: Tensor
     copies: Tensor
     crowded: Tensor
@@ -120,7 +123,8 @@ def neighbour_evidence(
     own, votes, weight = by_view.amax(dim=0), torch.stack(voters), torch.stack(weights)
     verdict = heard_outside(claims.crowd, votes, weight, caption_of, agreement)
     dubious = doubtful(words, much, caption_of, lacking, votes)
-    made = (own, claims.circles.outside(), claims.copies, claims.crowded, verdict, votes, weight, by_view)
+    circles = (claims.circles.inside, claims.circles.outside())
+    made = (own, *circles, claims.copies, claims.crowded, verdict, votes, weight, by_view)
     return Evidence(*made, whole, agreement, words, lacking, dubious)
 
 
@@ -158,7 +162,8 @@ def _claims(
     among = crowded[a] & crowded[b]
     one, other = torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]])
     silent = sparse.coo_array((np.ones(len(one), bool), (one.numpy(), other.numpy())), shape=(size, size)).tocsr()
-    circles = Circles(silent, caption_of, claim, agreement)
+    often = unusually_often(torch.ones(size, dtype=torch.bool), caption_of)
+    circles = Circles(silent, caption_of, claim, agreement, asked=often)
     return _Claims(_tiled(one, other, size), _same_claim(row, image, caption_of), crowded, shown, crowd, circles)
 
 

@@ -130,6 +130,22 @@ def _while_room(  # pragma: no cover
     return out
 
 
+def unusually_often(counted: Tensor, caption_of: Tensor) -> Tensor:
+    """Captions under which more pairs are counted than is usual by three standard deviations of such a number.
+
+    Args:
+        counted: `[n]` bool. caption_of: `[n]` int64.
+
+    Returns:
+        `[n]` bool, whether a pair's caption is one of them. What is usual is `USUAL`'s, of all pairs; a number of
+        independent events that is m on the mean strays by the root of m (Poisson).
+    """
+    all_pairs = torch.bincount(caption_of)
+    most = torch.quantile(all_pairs[all_pairs > 0].float(), USUAL)
+    often: Tensor = torch.bincount(caption_of[counted], minlength=len(all_pairs)) > most + 3 * most.sqrt()
+    return often[caption_of]
+
+
 def usually_vouched(vouched: Tensor, caption_of: Tensor, agreement: Tensor) -> Tensor:
     """Captions for whose family a model vouches no more often than it usually does.
 
