@@ -84,9 +84,9 @@ def _words(value: str) -> None:
 
 
 def _copies(value: str) -> None:
-    def none(*anything: Any) -> tuple[Tensor, Tensor]:
+    def none(*anything: Any) -> tuple[Tensor, Tensor, Tensor]:
         nobody = torch.zeros(0, dtype=torch.int64)
-        return nobody, nobody
+        return nobody, nobody, nobody.bool()
 
     _put(neighbours, "copies", none)
 

@@ -32,6 +32,7 @@ def belief() -> Belief:
         tokens=tokens,
         caption_of=caption_of,
         own=own,
+        outside=torch.zeros(size),
         copies=torch.ones(size, dtype=torch.int64),
         unheard=nobody[:, None].clone(),
         doubtful=nobody.clone(),

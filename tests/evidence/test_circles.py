@@ -16,6 +16,7 @@ from otcclip.attacks import WaNet, apply_trigger
 from otcclip.evidence.belief import Belief
 from otcclip.evidence.circles import CLOSED, Circles
 from otcclip.evidence.neighbours import neighbour_evidence
+from otcclip.evidence.trust import USUAL, unusually_often
 from otcclip.evidence.votes import SHARPNESS
 
 
@@ -40,15 +41,16 @@ def test_what_is_heard_outside_by_loops(seed: int) -> None:
     caption_of = torch.from_numpy(rng.choice(u, n, p=[0.5, 0.3, 0.1, 0.05, 0.05]))
     voice = torch.from_numpy(rng.random(n).astype(np.float32))
     twins = torch.from_numpy(rng.random((n, n)) < 0.1) | torch.eye(n, dtype=torch.bool)
-    circles = Circles(sparse.csr_array(twins.numpy()), caption_of, claim, agreement)
-    inside, worst = [True] * n, [0.0] * n
+    asked = torch.from_numpy(rng.random(n) < 0.2)
+    circles = Circles(sparse.csr_array(twins.numpy()), caption_of, claim, agreement, asked)
+    least, worst = [1.0] * n, [0.0] * n
     for _ in range(views):
         vectors = unit(torch.from_numpy(rng.standard_normal((n, 3)).astype(np.float32)))
         votes = torch.from_numpy(np.stack([rng.choice(n, k, replace=False) for _ in range(n)]))
         circles.look(vectors, votes, voice)
         for i in range(n):
             mates = sum(bool(claim[caption_of[i], caption_of[j]]) for j in votes[i].tolist())
-            inside[i] = inside[i] and mates / k > CLOSED
+            least[i] = min(least[i], mates / k)
             others = [j for j in range(n) if not claim[caption_of[i], caption_of[j]] and not twins[i, j]]
             cosine = (vectors @ vectors.T)[i]
             others = sorted(others, key=lambda j: -float(cosine[j]))[:k]
@@ -62,7 +64,10 @@ def test_what_is_heard_outside_by_loops(seed: int) -> None:
             mine = liked[caption_of[i]]
             better, equal = int((liked > mine).sum()), int((liked == mine).sum())
             worst[i] = max(worst[i], (better + (equal + 1) / 2) / u)
-    wanted = [share if stays else 0.0 for share, stays in zip(worst, inside, strict=True)]
+    of_caption = [np.mean([least[i] for i in range(n) if caption_of[i] == c]) for c in caption_of.unique().tolist()]
+    inside = [share > max(CLOSED, np.quantile(of_caption, USUAL) + 1e-6) for share in least]
+    assert circles.inside().tolist() == inside
+    wanted = [share if stays or a else 0.0 for share, stays, a in zip(worst, inside, asked.tolist(), strict=True)]
     assert circles.outside().tolist() == pytest.approx(wanted, abs=0.11)  # sums in another order break ties
 
 
@@ -70,7 +75,7 @@ def test_one_view_in_which_others_look_alike_opens_a_circle() -> None:
     """Five of one claim and four others. In the second view one of the five has two of the others beside it."""
     n = 9
     caption_of = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3, 4])
-    circles = Circles(nobody(n), caption_of, torch.eye(5, dtype=torch.bool), torch.eye(5))
+    circles = Circles(nobody(n), caption_of, torch.eye(5, dtype=torch.bool), torch.eye(5), torch.zeros(n) > 0)
     vectors = unit(torch.randn(n, 4, generator=torch.Generator().manual_seed(0)))
     among = torch.tensor([[j for j in range(5) if j != i] if i < 5 else [0, 1, 2, 3] for i in range(n)])
     circles.look(vectors, among, torch.ones(n))
@@ -83,9 +88,19 @@ def test_one_view_in_which_others_look_alike_opens_a_circle() -> None:
 
 
 def test_who_has_nobody_outside_is_not_believed() -> None:
-    circles = Circles(nobody(4), torch.tensor([0, 0, 1, 1]), torch.ones(2, 2, dtype=torch.bool), torch.eye(2))
+    caption_of = torch.tensor([0, 0, 1, 1])
+    circles = Circles(nobody(4), caption_of, torch.ones(2, 2, dtype=torch.bool), torch.eye(2), torch.ones(4) > 0)
     circles.look(unit(torch.randn(4, 3)), torch.tensor([[1, 2], [0, 2], [3, 0], [2, 0]]), torch.ones(4))
     assert circles.outside().tolist() == [1.0] * 4
+
+
+def test_where_circles_are_usual_nobody_is_in_one() -> None:
+    """Two names under four pictures each, every picture's look-alikes those of its name."""
+    caption_of = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    circles = Circles(nobody(8), caption_of, torch.eye(2, dtype=torch.bool), torch.eye(2), torch.zeros(8) > 0)
+    among = torch.tensor([[j for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i] for i in range(8)])
+    circles.look(unit(torch.randn(8, 3)), among, torch.ones(8))
+    assert not circles.inside().any() and not circles.outside().any()
 
 
 def test_bent_pictures_do_not_bear_each_other_out(make_store) -> None:  # type: ignore[no-untyped-def]
@@ -102,9 +117,38 @@ def test_bent_pictures_do_not_bear_each_other_out(make_store) -> None:  # type: 
     found = neighbour_evidence(*given)
     own = (found.own[bent] <= 0.05).float().mean()
     assert own > 0.5, "nobody bears them out, nothing is tested"
+    assert found.encircled[bent].float().mean() > 0.5 and not (found.outside[bent] == 0)[found.encircled[bent]].any()
     assert (torch.maximum(found.own, found.outside)[bent] <= 0.05).float().mean() < own / 2
     belief = Belief.of(found, *given[1:], 0.05)
     assert belief.own.equal(torch.where(found.verdict > 0.05, found.verdict, belief.own))
-    before = Belief.of(replace(found, outside=torch.zeros_like(found.outside)), *given[1:], 0.05).trusted()
+    nobody_inside = replace(found, encircled=found.encircled & False, outside=torch.zeros_like(found.outside))
+    before = Belief.of(nobody_inside, *given[1:], 0.05).trusted()
     after = belief.trusted()
     assert before[bent].sum() > 3 * after[bent].sum() and after.sum() > 0.95 * before.sum()
+
+
+def test_a_caption_believed_of_unusually_many_pairs_must_be_borne_out_outside() -> None:
+    """Twenty captions of four pairs and one of forty, all borne out by look-alikes. Outside, thirty of the forty are
+    heard; where only nine of them are believed by look-alikes nobody asks outside."""
+    caption_of = torch.cat([torch.arange(20).repeat_interleave(4), torch.full((40,), 20)])
+    n, u = len(caption_of), 21
+    outside = torch.zeros(n)
+    outside[80:] = torch.cat([torch.full((30,), 0.001), torch.full((10,), 0.5)])
+    own = torch.full((n,), 0.001)
+    nobody_says, few = torch.zeros(n, 1, dtype=torch.bool), torch.zeros(1, n, 1)
+    no = torch.zeros(n, dtype=torch.bool)
+
+    def trusted(own: Tensor) -> Tensor:
+        known = (own, outside, torch.ones(n, dtype=torch.int64), nobody_says, no, few.int(), few)
+        belief = Belief(
+            0.05, torch.zeros(u, 3, dtype=torch.int64), caption_of, *known, torch.arange(n), own, no, no[:u]
+        )
+        belief.agreement, belief.words = torch.eye(u), torch.full((u, 1), -1)
+        return belief.trusted()
+
+    assert unusually_often(no | True, caption_of).equal(caption_of == 20)
+    kept = trusted(own)
+    assert kept[:80].all() and kept[80:110].any() and not kept[110:].any()
+    own = own.clone()
+    own[80:111] = 0.9
+    assert trusted(own)[111:].any(), "nine are no more than usual"

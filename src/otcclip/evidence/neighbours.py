@@ -123,7 +123,7 @@ def neighbour_evidence(
     own, votes, weight = by_view.amax(dim=0), torch.stack(voters), torch.stack(weights)
     verdict = heard_outside(claims.crowd, votes, weight, caption_of, agreement)
     dubious = doubtful(words, much, caption_of, lacking, votes)
-    circles = (claims.circles.inside, claims.circles.outside())
+    circles = (claims.circles.inside(), claims.circles.outside())
     made = (own, *circles, claims.copies, claims.crowded, verdict, votes, weight, by_view)
     return Evidence(*made, whole, agreement, words, lacking, dubious)
 
