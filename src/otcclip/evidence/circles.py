@@ -36,7 +36,6 @@ class Circles:
         silent: `[n, n]` bool, who has no vote on whom. caption_of: `[n]` int64. claim: `[u, u]` bool, which captions
             make the same claim (`words.same_claim`). agreement: `[u, u]`. asked: `[n]` bool, who is asked about outside
             in any case.
-
     """
 
     def __init__(
