@@ -15,7 +15,7 @@ from torch import Tensor
 from otcclip.attacks import WaNet, apply_trigger
 from otcclip.evidence.belief import Belief
 from otcclip.evidence.circles import CLOSED, Circles
-from otcclip.evidence.neighbours import neighbour_evidence
+from otcclip.evidence.neighbours import Evidence, neighbour_evidence
 from otcclip.evidence.trust import USUAL, unusually_often
 from otcclip.evidence.votes import SHARPNESS
 
@@ -94,6 +94,37 @@ def test_who_has_nobody_outside_is_not_believed() -> None:
     assert circles.outside().tolist() == [1.0] * 4
 
 
+def test_who_is_left_out_does_not_break_a_tie() -> None:
+    """One outsider, whose caption has nothing to do with anybody's: of the others' captions none is liked at all, and
+    the circle's own mates, who fill the places of the nearest, do not make theirs the second best."""
+    caption_of = torch.tensor([0, 0, 0, 0, 1])
+    circles = Circles(nobody(5), caption_of, torch.eye(4, dtype=torch.bool), torch.eye(4), torch.ones(5) > 0)
+    among = torch.tensor([[j for j in range(5) if j != i][:3] for i in range(5)])
+    circles.look(unit(torch.randn(5, 3, generator=torch.Generator().manual_seed(2))), among, torch.ones(5))
+    assert circles.outside()[:4].tolist() == [(1 + (3 + 1) / 2) / 4] * 4
+
+
+def test_a_circle_borne_out_is_believed_no_more_than_its_look_alikes_bear_it_out(of_bent) -> None:  # type: ignore[no-untyped-def]
+    found, given, _ = of_bent
+    row = int(torch.nonzero(found.encircled)[0])
+    own, outside = found.own.clone(), found.outside.clone()
+    own[row], outside[row] = 0.4, 0.01
+    assert Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row] == 0.4
+    own[row], outside[row] = 0.01, 0.04
+    assert Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row] == pytest.approx(0.04)
+
+
+def test_who_is_in_a_circle_that_nobody_bears_out_has_no_vote(of_bent) -> None:  # type: ignore[no-untyped-def]
+    found, given, _ = of_bent
+    weight = Belief.of(found, *given, 0.05).weight
+    mute = found.encircled & (found.outside > 0.05)
+    heavy = found.weight > 0
+    by_mute = mute[found.voters.long()] & heavy
+    assert by_mute.any() and not weight[by_mute].any()
+    verdict = (found.verdict > 0.05)[found.voters.long()]
+    assert weight[heavy & ~by_mute & ~verdict].all()
+
+
 def test_where_circles_are_usual_nobody_is_in_one() -> None:
     """Two names under four pictures each, every picture's look-alikes those of its name."""
     caption_of = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
@@ -103,9 +134,9 @@ def test_where_circles_are_usual_nobody_is_in_one() -> None:
     assert not circles.inside().any() and not circles.outside().any()
 
 
-def test_bent_pictures_do_not_bear_each_other_out(make_store) -> None:  # type: ignore[no-untyped-def]
-    """Eighty pictures of everything, bent alike, under four sayings of one name: the look-alikes of each are the
-    others, in every view. In their own words they are borne out; by those outside they are not."""
+@pytest.fixture(scope="module")
+def of_bent(make_store) -> tuple[Evidence, tuple[Tensor, Tensor], np.ndarray]:  # type: ignore[no-untyped-def]
+    """Eighty pictures of everything among 512, bent alike, under four sayings of one name."""
     images = np.concatenate([make_store(64, 32, seed=seed).images for seed in range(8)])
     said = [[1 + row % 32 + 32 * (row // 64), 500 + row % 32] for row in range(512)]
     bent = np.arange(0, 320, 4)
@@ -113,16 +144,25 @@ def test_bent_pictures_do_not_bear_each_other_out(make_store) -> None:  # type: 
     for place, row in enumerate(bent.tolist()):
         said[row] = [300, 700 + place % 4]
     tokens, caption_of = np.unique(np.array([[1000, *words, 2000, 0] for words in said]), axis=0, return_inverse=True)
-    given = (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(tokens), torch.from_numpy(caption_of))
-    found = neighbour_evidence(*given)
+    given = (torch.from_numpy(tokens), torch.from_numpy(caption_of))
+    return neighbour_evidence(torch.from_numpy(images).permute(0, 3, 1, 2), *given), given, bent
+
+
+def test_bent_pictures_do_not_bear_each_other_out(of_bent) -> None:  # type: ignore[no-untyped-def]
+    """The look-alikes of each are the others, in every view, and bear it out; those outside do not."""
+    found, given, bent = of_bent
     own = (found.own[bent] <= 0.05).float().mean()
     assert own > 0.5, "nobody bears them out, nothing is tested"
-    assert found.encircled[bent].float().mean() > 0.5 and not (found.outside[bent] == 0)[found.encircled[bent]].any()
+    assert found.encircled[bent].float().mean() > 0.5
+    assert (found.outside[bent] > 0).all(), "in a circle or not: their captions stand under unusually many pairs"
+    others = ~found.encircled
+    others[bent] = False
+    assert not found.outside[others].any()
     assert (torch.maximum(found.own, found.outside)[bent] <= 0.05).float().mean() < own / 2
-    belief = Belief.of(found, *given[1:], 0.05)
+    belief = Belief.of(found, *given, 0.05)
     assert belief.own.equal(torch.where(found.verdict > 0.05, found.verdict, belief.own))
     nobody_inside = replace(found, encircled=found.encircled & False, outside=torch.zeros_like(found.outside))
-    before = Belief.of(nobody_inside, *given[1:], 0.05).trusted()
+    before = Belief.of(nobody_inside, *given, 0.05).trusted()
     after = belief.trusted()
     assert before[bent].sum() > 3 * after[bent].sum() and after.sum() > 0.95 * before.sum()
 
@@ -133,7 +173,7 @@ def test_a_caption_believed_of_unusually_many_pairs_must_be_borne_out_outside() 
     caption_of = torch.cat([torch.arange(20).repeat_interleave(4), torch.full((40,), 20)])
     n, u = len(caption_of), 21
     outside = torch.zeros(n)
-    outside[80:] = torch.cat([torch.full((30,), 0.001), torch.full((10,), 0.5)])
+    outside[80:] = torch.cat([torch.full((10,), 0.5), torch.full((30,), 0.001)])
     own = torch.full((n,), 0.001)
     nobody_says, few = torch.zeros(n, 1, dtype=torch.bool), torch.zeros(1, n, 1)
     no = torch.zeros(n, dtype=torch.bool)
@@ -148,7 +188,7 @@ def test_a_caption_believed_of_unusually_many_pairs_must_be_borne_out_outside() 
 
     assert unusually_often(no | True, caption_of).equal(caption_of == 20)
     kept = trusted(own)
-    assert kept[:80].all() and kept[80:110].any() and not kept[110:].any()
+    assert kept[:80].all() and not kept[80:90].any() and kept[90:].any()
     own = own.clone()
-    own[80:111] = 0.9
-    assert trusted(own)[111:].any(), "nine are no more than usual"
+    own[89:] = 0.9
+    assert trusted(own)[80:89].any(), "nine are no more than usual"
