@@ -131,18 +131,18 @@ def _while_room(  # pragma: no cover
 
 
 def unusually_often(counted: Tensor, caption_of: Tensor) -> Tensor:
-    """Captions under which more pairs are counted than is usual by three standard deviations of such a number.
+    """Captions under which more pairs are counted than there usually are.
 
     Args:
         counted: `[n]` bool. caption_of: `[n]` int64.
 
     Returns:
-        `[n]` bool, whether a pair's caption is one of them. What is usual is `USUAL`'s, of all pairs; a number of
-        independent events that is m on the mean strays by the root of m (Poisson).
+        `[n]` bool, whether a pair's caption is one of them. What is usual is `USUAL`'s, of all pairs, as for
+        `in_measure`.
     """
     all_pairs = torch.bincount(caption_of)
     most = torch.quantile(all_pairs[all_pairs > 0].float(), USUAL)
-    often: Tensor = torch.bincount(caption_of[counted], minlength=len(all_pairs)) > most + 3 * most.sqrt()
+    often: Tensor = torch.bincount(caption_of[counted], minlength=len(all_pairs)) > most
     return often[caption_of]
 
 
