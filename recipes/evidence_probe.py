@@ -111,7 +111,8 @@ def show_sayings(train: PairStore, test: PairStore, seed: int) -> None:
         for drowned in (False, True):
             judged = weigh(in_sayings(store, kind, number, drowned, seed), kind)
             found, line = judged.found, []
-            for evidence in (replace(found, outside=torch.zeros_like(found.outside)), found):
+            opened = replace(found, encircled=found.encircled & False, outside=torch.zeros_like(found.outside))
+            for evidence in (opened, found):
                 kept = Belief.of(evidence, judged.tokens, judged.caption_of, RATE).trusted().numpy()
                 line.append(f"{int(kept[kind != ''].sum()):4d} ({kept[kind == ''].mean():.1%})")
             how = "five other words" if drowned else "its keywords and two"

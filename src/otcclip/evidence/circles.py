@@ -22,11 +22,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from otcclip.evidence.trust import USUAL
-from otcclip.evidence.votes import ROWS, SHARPNESS, own_rank
+from otcclip.evidence.trust import usual
+from otcclip.evidence.votes import NOBODY, ROWS, SHARPNESS, nearest, own_rank
 
 CLOSED = 0.75  # share of look-alikes; chosen with poison in view (E37)
-NOBODY = -2.0  # below any cosine
 
 
 class Circles:
@@ -64,9 +63,8 @@ class Circles:
     def inside(self) -> Tensor:
         """`[n]` bool, who is in a closed circle."""
         count = torch.bincount(self._caption_of)
-        of_caption = torch.bincount(self._caption_of, self._mates)[count > 0] / count[count > 0]
-        usual = torch.quantile(of_caption, USUAL).float()
-        return self._mates > usual.clamp(min=CLOSED)
+        of_caption = torch.bincount(self._caption_of, self._mates) / count
+        return self._mates > usual(of_caption, count).clamp(min=CLOSED)
 
     def outside(self) -> Tensor:
         """`[n]` share of captions that those outside like at least as well as the pair's own, in the worst view; 0 for
@@ -78,10 +76,9 @@ class Circles:
     def _outside(self, rows: Tensor, vectors: Tensor, k: int, voice: Tensor) -> Tensor:
         own = self._caption_of[rows]
         similarity = (vectors[rows] @ vectors.T).masked_fill_(self._claim[own][:, self._caption_of], NOBODY)
-        row, image = self._silent[rows.numpy()].nonzero()
-        similarity[torch.from_numpy(row), torch.from_numpy(image)] = NOBODY
-        top = similarity.topk(k, dim=1)
-        there = top.values > NOBODY
-        weight = torch.softmax(top.values.float() / SHARPNESS, dim=1) * voice[top.indices] * there
-        share = own_rank(weight, self._caption_of[top.indices], own, self._agreement)
+        row, image = (torch.from_numpy(part) for part in self._silent[rows.numpy()].nonzero())
+        closeness, index = nearest(similarity, row, image, k)
+        there = closeness > NOBODY
+        weight = torch.softmax(closeness / SHARPNESS, dim=1) * voice[index] * there
+        share = own_rank(weight, self._caption_of[index], own, self._agreement)
         return torch.where(there.any(dim=1), share, 1.0)

@@ -33,7 +33,7 @@ from otcclip.evidence.copies import CANDIDATES, copies
 from otcclip.evidence.crowds import crowds, heard_outside, kin, members
 from otcclip.evidence.descriptors import descriptors, views
 from otcclip.evidence.trust import unusually_often
-from otcclip.evidence.votes import ROWS, SHARPNESS, own_rank
+from otcclip.evidence.votes import ROWS, SHARPNESS, nearest, own_rank
 from otcclip.evidence.words import doubtful, same_claim, unheard, words_of
 
 NEIGHBOURS = 16
@@ -149,22 +149,24 @@ def _claims(
     size = len(vectors)
     twins, alike = near_duplicates(vectors, CANDIDATES)
     row, image = (torch.cat(part) for part in zip(*((r + t * ROWS, i) for t, (r, i) in enumerate(twins)), strict=True))
-    asked = copies(images, *alike, caption_of, agreement)
-    a, b = (part[asked[2]] for part in asked[:2])
+    asked = one, other, lie = copies(images, *alike, caption_of, agreement)
     once = row < image
     like = once & (agreement[caption_of[row], caption_of[image]] >= LIKE)
-    a, b = torch.cat([a, row[like]]), torch.cat([b, image[like]])
+    a, b = torch.cat([one[lie], row[like]]), torch.cat([other[lie], image[like]])
     shown, crowded = crowds(size, a, b)
     near = once & (crowded[row] | crowded[image])
     near[near.clone()] = claim[caption_of[row[near]], caption_of[image[near]]]
     others = kin(images, crowded, alike, asked, caption_of, claim)
     crowd = members(crowded, *(torch.cat(part) for part in zip((a, b), (row[near], image[near]), others, strict=True)))
     among = crowded[a] & crowded[b]
-    one, other = torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]])
-    silent = sparse.coo_array((np.ones(len(one), bool), (one.numpy(), other.numpy())), shape=(size, size)).tocsr()
+    row_all, image_all = torch.cat([row, a[among], b[among]]), torch.cat([image, b[among], a[among]])
+    entries = np.ones(len(row_all), bool), (row_all.numpy(), image_all.numpy())
+    silent = sparse.coo_array(entries, shape=(size, size)).tocsr()
     often = unusually_often(torch.ones(size, dtype=torch.bool), caption_of)
     circles = Circles(silent, caption_of, claim, agreement, asked=often)
-    return _Claims(_tiled(one, other, size), _same_claim(row, image, caption_of), crowded, shown, crowd, circles)
+    return _Claims(
+        _tiled(row_all, image_all, size), _same_claim(row, image, caption_of), crowded, shown, crowd, circles
+    )
 
 
 def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:
@@ -178,7 +180,7 @@ def _tiled(row: Tensor, image: Tensor, size: int) -> Twins:
 def near_duplicates(vectors: Tensor, k: int) -> tuple[Twins, tuple[Tensor, Tensor]]:
     """Pairs `(row within the tile, image)` of near-duplicates, itself included, a tile of ROWS images at a time; and
     `look_alikes` without these, for which the images are compared already."""
-    twins, nearest = [], []
+    twins, found = [], []
     for start in range(0, len(vectors), ROWS):
         similarity = vectors[start : start + ROWS] @ vectors.T
         close = similarity > NEAR_DUPLICATE
@@ -186,8 +188,8 @@ def near_duplicates(vectors: Tensor, k: int) -> tuple[Twins, tuple[Tensor, Tenso
         close[own, own + start] = True
         row, image = close.nonzero(as_tuple=True)
         twins.append((row, image))
-        nearest.append(_nearest(similarity, row, image, k))
-    similarities, indices = zip(*nearest, strict=True)
+        found.append(nearest(similarity, row, image, k))
+    similarities, indices = zip(*found, strict=True)
     return twins, (torch.cat(similarities), torch.cat(indices))
 
 
@@ -203,12 +205,5 @@ def look_alikes(vectors: Tensor, twins: Twins, k: int = NEIGHBOURS) -> tuple[Ten
     Fewer columns where there are fewer images.
     """
     tiles = zip(vectors.split(ROWS), twins, strict=True)
-    similarities, indices = zip(*(_nearest(tile @ vectors.T, *left_out, k) for tile, left_out in tiles), strict=True)
+    similarities, indices = zip(*(nearest(tile @ vectors.T, *left_out, k) for tile, left_out in tiles), strict=True)
     return torch.cat(similarities), torch.cat(indices)
-
-
-def _nearest(similarity: Tensor, row: Tensor, image: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` nearest by `similarity [r, n]` (overwritten) of those that are not left out, `(row, image)`."""
-    similarity[row, image] = -2.0
-    top = similarity.topk(min(k, similarity.shape[1] - 1), dim=1)
-    return top.values.float(), top.indices  # of bfloat16: all of them in float would take as long as the search

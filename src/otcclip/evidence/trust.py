@@ -103,8 +103,7 @@ def in_measure(candidates: Tensor, place: Tensor, p: Tensor, caption_of: Tensor,
     counts = torch.bincount(caption_of, minlength=len(agreement))
     weight = family(agreement)
     sizes = weight @ counts.to(weight)
-    most = torch.quantile(counts[counts > 0].float(), USUAL)
-    most_of_family = torch.quantile(sizes[counts > 0], USUAL)
+    most, most_of_family = usual(counts, counts), usual(sizes, counts)
     rows = torch.nonzero(candidates)[:, 0]
     rows = rows[p[rows].argsort(stable=True)]
     rows = rows[place[rows].argsort(stable=True)]
@@ -130,6 +129,14 @@ def _while_room(  # pragma: no cover
     return out
 
 
+def usual(value: Tensor, pairs: Tensor) -> Tensor:
+    """The most that still counts as usual of `value [u]`, `USUAL`'s quantile over captions with `pairs [u]`, a scalar.
+
+    An enemy moves it by as many captions.
+    """
+    return torch.quantile(value[pairs > 0].float(), USUAL)
+
+
 def unusually_often(counted: Tensor, caption_of: Tensor) -> Tensor:
     """Captions under which more pairs are counted than there usually are.
 
@@ -141,8 +148,7 @@ def unusually_often(counted: Tensor, caption_of: Tensor) -> Tensor:
         `in_measure`.
     """
     all_pairs = torch.bincount(caption_of)
-    most = torch.quantile(all_pairs[all_pairs > 0].float(), USUAL)
-    often: Tensor = torch.bincount(caption_of[counted], minlength=len(all_pairs)) > most
+    often = torch.bincount(caption_of[counted], minlength=len(all_pairs)) > usual(all_pairs, all_pairs)
     return often[caption_of]
 
 
@@ -158,7 +164,7 @@ def usually_vouched(vouched: Tensor, caption_of: Tensor, agreement: Tensor) -> T
     counts = torch.bincount(caption_of, minlength=len(agreement))
     weight = family(agreement)
     of_family = weight @ torch.bincount(caption_of[vouched], minlength=len(agreement)).to(weight)
-    return of_family <= torch.quantile(of_family[counts > 0], USUAL)
+    return of_family <= usual(of_family, counts)
 
 
 def family(agreement: Tensor) -> Tensor:

@@ -11,6 +11,19 @@ from torch import Tensor
 
 ROWS = 1024
 SHARPNESS = 0.05  # cosine difference at which a look-alike's weight falls by e
+NOBODY = -2.0  # below any cosine
+
+
+def nearest(similarity: Tensor, row: Tensor, image: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` nearest by `similarity [r, n]` (overwritten) of those that are not left out, the pairs `(row, image)`.
+
+    Returns:
+        Similarities, float32, and indices, `[r, k]` both, nearest first; fewer columns where there are fewer images,
+        and `NOBODY` where no more may vote.
+    """
+    similarity[row, image] = NOBODY
+    top = similarity.topk(min(k, similarity.shape[1] - 1), dim=1)
+    return top.values.float(), top.indices  # of bfloat16: all of them in float would take as long as the search
 
 
 def own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> Tensor:
