@@ -1,3 +1,3 @@
 """otcclip: train CLIP on image-caption pairs you do not trust."""
 
-__version__ = "0.2.0.dev11"
+__version__ = "0.2.0.dev12"

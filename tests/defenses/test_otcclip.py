@@ -30,7 +30,7 @@ from otcclip.evidence.belief import Belief
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.neighbours import neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure
-from otcclip.evidence.votes import share_without
+from otcclip.evidence.votes import p_value, share_without
 from otcclip.evidence.words import rarely_unheard
 from otcclip.models import TwoTower, create_two_tower
 from otcclip.models.two_tower import Features
@@ -88,7 +88,8 @@ def test_training_starts_on_what_evidence_bears_out(corpus: Corpus, model: TwoTo
     plan = ask(defense, 0, model, corpus.pairs)
     decided = defense.decisions(corpus.pairs)
     trusted = decided.action == KEEP
-    assert not trusted[corpus.false].any() and not (decided.action == REPAIR).any()
+    assert trusted[corpus.false].sum() <= 1, "of twelve a level of .05 lets .6 in by chance"
+    assert not (decided.action == REPAIR).any()
     assert trusted.sum() > 30
     pairs, p = corpus.pairs, torch.from_numpy(decided.suspicion).float()
     found = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
@@ -121,7 +122,8 @@ def test_a_claim_made_three_times_is_three_tries(make_store: Make, model: TwoTow
     images, captions = store.images.copy(), list(store.captions)
     images[[40, 80]], captions[40], captions[80] = images[0], captions[0], captions[0]
     pairs = training_pairs(replace(store, images=images, captions=tuple(captions)), model)
-    own = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of).own.double().numpy()
+    found = neighbour_evidence(pairs.images, pairs.tokens, pairs.caption_of)
+    own = p_value(found.own, found.by_chance).double().numpy()
     defense = OTCClip(alpha=2 * float(own[0]))
     ask(defense, 0, model, pairs)
     decided = defense.decisions(pairs)
@@ -229,11 +231,11 @@ def test_a_model_that_knows_lets_the_true_in_and_repairs_the_false(
 
     assert (decided.action[first == KEEP] == KEEP).all()
     assert (decided.action[honest] == KEEP).mean() > 0.9 > (first[honest] == KEEP).mean()
-    assert not (decided.action[corpus.false] == KEEP).any()
+    assert ((decided.action == KEEP) == (first == KEEP))[corpus.false].all()
     repaired = np.flatnonzero(decided.action == REPAIR)
     assert len(repaired) >= 3 and set(repaired) <= set(corpus.false)
     assert all(corpus.spoken(decided.caption_of[i]) == corpus.things[i] for i in repaired)
-    assert decided.suspicion[corpus.false].min() > np.quantile(decided.suspicion[honest], 0.95)
+    assert np.sort(decided.suspicion[corpus.false])[1] > np.quantile(decided.suspicion[honest], 0.95)
     # What is decided is what is trained on.
     assert set(plan.index.tolist()) == set(np.flatnonzero(decided.action != HOLD_BACK).tolist())
     assert plan.caption_of[repaired].tolist() == decided.caption_of[repaired].tolist()
@@ -292,7 +294,8 @@ def test_under_a_closed_claim_only_look_alikes_count_and_not_those_whom_only_the
         corpus.pairs.caption_of,
         evidence.agreement,
     )
-    alone = (torch.maximum(anew, evidence.own[rows]) * evidence.copies[rows]).clamp(max=1.0)
+    p = p_value(torch.maximum(anew, evidence.own[rows]), evidence.by_chance)
+    alone = (p * evidence.copies[rows]).clamp(max=1.0)
     np.testing.assert_allclose(after.suspicion[rows], alone, rtol=1e-6)
     assert (after.action[first & ~held_to] == KEEP).all() and (after.action[grown & ~held_to] == KEEP).all()
     let_go = kept[1] & torch.from_numpy(after.action != KEEP)
@@ -364,45 +367,33 @@ def test_growth_and_repair_can_be_switched_off(off: str, corpus: Corpus, certain
         assert not (after == REPAIR).any() and (after == KEEP).sum() > (before == KEEP).sum()
 
 
-def test_a_trigger_in_one_view_of_seven_counts_a_seventh(
-    corpus: Corpus, certain: TwoTower, truth: Oracle, monkeypatch: pytest.MonkeyPatch
+def test_what_is_no_nearer_than_pairs_in_force_is_not_repaired(
+    corpus: Corpus, certain: TwoTower, truth: Oracle
 ) -> None:
-    """What a model sees in the whole image alone is one voice of seven."""
-    seen: list[object] = []
-    outside: list[Tensor] = []
-    encode, hear = truth.encode_images, Belief.hear
-
-    def encoded(model: object, images: Tensor, view: object = None, *, rows: Tensor) -> Features:
-        seen.append(view)
-        return encode(model, images, view, rows=rows)
-
-    def heard(self: Belief, rows: Tensor, share: Tensor, in_force: Tensor) -> tuple[Tensor, Tensor]:
-        outside.append(share)
-        return hear(self, rows, share, in_force)
-
-    def share(image: Features, text: Features, own: Tensor, *, local_share: float) -> Tensor:
-        return torch.full((len(own),), 1e-6 if len(seen) == 1 else 0.5)
-
-    monkeypatch.setattr("otcclip.defenses.otcclip.encode_images", encoded)
-    monkeypatch.setattr("otcclip.defenses.otcclip.own_share", share)
-    monkeypatch.setattr(Belief, "hear", heard)
-    defense = OTCClip(first_refresh=1)
-    for epoch in range(2):
-        ask(defense, epoch, certain, corpus.pairs)
-    assert len(seen) == 7 and seen[0] is None
-    expected = (1e-6 * 0.5**6) ** (1 / 7)
-    torch.testing.assert_close(outside[0], torch.full_like(outside[0], expected))
+    """Who turns away from every caption alike has the same nearest one, but not as near as others have theirs."""
+    away = torch.eye(64)[63]  # no thing's
+    truth.image[corpus.false] = F.normalize(truth.image[corpus.false] + away, dim=1)
+    action = []
+    for confident in (0.5, 0.0):
+        defense = OTCClip(first_refresh=1, confident=confident)
+        for epoch in range(2):
+            ask(defense, epoch, certain, corpus.pairs)
+        action.append(defense.decisions(corpus.pairs).action.copy())
+        truth.image[np.setdiff1d(np.arange(256), corpus.false)[::2]] = -away  # somebody in force is as far as can be
+    assert not (action[0] == REPAIR).any() and (action[1] == REPAIR).any()
 
 
-def test_a_model_without_confidence_repairs_nothing(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
-    with torch.no_grad():
-        certain.clip.logit_scale.fill_(0.0)
-    defense = OTCClip(first_refresh=1)
-    for epoch in range(2):
-        ask(defense, epoch, certain, corpus.pairs)
-    decided = defense.decisions(corpus.pairs)
-    assert not (decided.action == REPAIR).any()
-    assert not (decided.action[corpus.false] == KEEP).any()
+def test_how_near_pairs_in_force_usually_are(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
+    """The quantile of their cosines, of an even sample where there are many; nobody is near where none is in force."""
+    defense = OTCClip(confident=0.25)
+    ask(defense, 0, certain, corpus.pairs)
+    text = Features(truth.text, FeatureSets.from_dense(truth.text[:, None]))
+    rows = np.flatnonzero(defense.decisions(corpus.pairs).action == KEEP)
+    cosine = (truth.image * truth.text[corpus.pairs.caption_of]).sum(dim=1)
+    got = defense._usual_nearness(certain, corpus.pairs, text)
+    assert float(got) == pytest.approx(float(cosine[rows].quantile(0.25)))
+    defense._action[:] = HOLD_BACK
+    assert defense._usual_nearness(certain, corpus.pairs, text) == torch.inf
 
 
 def test_a_confident_error_is_not_seconded(corpus: Corpus, certain: TwoTower, error: Oracle) -> None:
@@ -466,15 +457,15 @@ def test_the_loss_is_the_sum_of_its_terms(corpus: Corpus, model: TwoTower) -> No
     torch.testing.assert_close(plain.loss, step.terms["clip"])
 
 
-def test_a_caption_that_says_nearly_the_same_is_nearly_right(corpus: Corpus, model: TwoTower) -> None:
-    defense = OTCClip(lambda_ot=0.0)
+def test_a_caption_that_says_nearly_the_same_is_nearly_right_and_any_a_little(corpus: Corpus, model: TwoTower) -> None:
+    defense = OTCClip(lambda_ot=0.0, smoothing=0.3)
     ask(defense, 0, model, corpus.pairs)
     rows = list(range(0, 256, 16))
     own = corpus.pairs.caption_of[rows]
     unique, caption = own.unique(return_inverse=True)
     agreement = torch.from_numpy(caption_agreement(corpus.pairs.tokens))[unique][:, unique]
-    weight = agreement.square().fill_diagonal_(1.0)
-    target = weight / weight.sum(dim=1, keepdim=True)
+    weight = agreement.fill_diagonal_(1.0)
+    target = 0.7 * weight / weight.sum(dim=1, keepdim=True) + 0.3 / len(unique)
     assert 0 < float(target.diagonal().min()) < 1  # some captions here share words
     batch = batch_of(corpus.pairs, rows, caption.tolist())
     batch = replace(batch, tokens=corpus.pairs.tokens[unique])

@@ -33,6 +33,7 @@ def belief() -> Belief:
         caption_of=caption_of,
         own=own,
         outside=torch.zeros(size),
+        by_chance=torch.linspace(0, 1, 10_000),
         copies=torch.ones(size, dtype=torch.int64),
         unheard=nobody[:, None].clone(),
         doubtful=nobody.clone(),

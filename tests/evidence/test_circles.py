@@ -17,7 +17,7 @@ from otcclip.evidence.belief import Belief
 from otcclip.evidence.circles import CLOSED, Circles
 from otcclip.evidence.neighbours import Evidence, neighbour_evidence
 from otcclip.evidence.trust import USUAL, unusually_often
-from otcclip.evidence.votes import SHARPNESS
+from otcclip.evidence.votes import SHARPNESS, p_value
 
 
 def nobody(n: int) -> sparse.csr_array:
@@ -108,20 +108,22 @@ def test_a_circle_borne_out_is_believed_no_more_than_its_look_alikes_bear_it_out
     found, given, _ = of_bent
     row = int(torch.nonzero(found.encircled)[0])
     own, outside = found.own.clone(), found.outside.clone()
-    own[row], outside[row] = 0.4, 0.01
-    assert Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row] == 0.4
-    own[row], outside[row] = 0.01, 0.04
-    assert Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row] == pytest.approx(0.04)
+    own[row], outside[row] = 0.6, 0.01
+    believed = Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row]
+    assert believed == p_value(own[row], found.by_chance) > 0.05
+    own[row], outside[row] = 0.01, 0.03
+    believed = Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row]
+    assert believed == p_value(outside[row], found.by_chance) < 0.05
 
 
 def test_who_is_in_a_circle_that_nobody_bears_out_has_no_vote(of_bent) -> None:  # type: ignore[no-untyped-def]
     found, given, _ = of_bent
     weight = Belief.of(found, *given, 0.05).weight
-    mute = found.encircled & (found.outside > 0.05)
+    mute = found.encircled & (p_value(found.outside, found.by_chance) > 0.05)
     heavy = found.weight > 0
     by_mute = mute[found.voters.long()] & heavy
     assert by_mute.any() and not weight[by_mute].any()
-    verdict = (found.verdict > 0.05)[found.voters.long()]
+    verdict = (p_value(found.verdict, found.by_chance) > 0.05)[found.voters.long()]
     assert weight[heavy & ~by_mute & ~verdict].all()
 
 
@@ -160,7 +162,8 @@ def test_bent_pictures_do_not_bear_each_other_out(of_bent) -> None:  # type: ign
     assert not found.outside[others].any()
     assert (torch.maximum(found.own, found.outside)[bent] <= 0.05).float().mean() < own / 2
     belief = Belief.of(found, *given, 0.05)
-    assert belief.own.equal(torch.where(found.verdict > 0.05, found.verdict, belief.own))
+    verdict = p_value(found.verdict, found.by_chance)
+    assert belief.own.equal(torch.where(verdict > 0.05, verdict, belief.own))
     nobody_inside = replace(found, encircled=found.encircled & False, outside=torch.zeros_like(found.outside))
     before = Belief.of(nobody_inside, *given, 0.05).trusted()
     after = belief.trusted()
@@ -179,7 +182,8 @@ def test_a_caption_believed_of_unusually_many_pairs_must_be_borne_out_outside() 
     no = torch.zeros(n, dtype=torch.bool)
 
     def trusted(own: Tensor) -> Tensor:
-        known = (own, outside, torch.ones(n, dtype=torch.int64), nobody_says, no, few.int(), few)
+        one, by_chance = torch.ones(n, dtype=torch.int64), torch.linspace(0, 1, 100)
+        known = (own, outside, by_chance, one, nobody_says, no, few.int(), few)
         belief = Belief(
             0.05, torch.zeros(u, 3, dtype=torch.int64), caption_of, *known, torch.arange(n), own, no, no[:u]
         )

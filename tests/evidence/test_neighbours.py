@@ -16,7 +16,7 @@ from otcclip.data.pairs import PairStore
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.descriptors import descriptors, views
 from otcclip.evidence.neighbours import Evidence, look_alikes, near_duplicates, neighbour_evidence
-from otcclip.evidence.votes import combined_p, share_without, support
+from otcclip.evidence.votes import LOTS, combined_p, drawn, own_rank, p_value, ranks, share_without, support
 
 Make = Callable[..., PairStore]
 WORDS = ("big", "small", "old", "new", "loud", "warm", "cold", "round", "flat", "dark", "plain", "cheap", "rare", "odd")
@@ -77,11 +77,50 @@ def test_a_single_view_is_uniform_under_the_null(honest: PairStore) -> None:
     assert scipy.stats.kstest(torch.cat(shares).numpy(), "uniform").statistic < 0.1
 
 
+def test_p_values_are_uniform_under_the_null(honest: PairStore) -> None:
+    """Of captions dealt out at random alpha reach alpha, where of worst shares far fewer do."""
+    images, tokens, caption_of = tensors(honest)
+    shares, p = [], []
+    for seed in range(3):
+        dealt = caption_of[torch.randperm(len(caption_of), generator=torch.Generator().manual_seed(seed))]
+        found = neighbour_evidence(images, tokens, dealt)
+        shares.append(found.own)
+        p.append(p_value(found.own, found.by_chance))
+    for alpha in (0.05, 0.1, 0.2):
+        slack = 3 * (alpha * (1 - alpha) / len(torch.cat(p))) ** 0.5
+        assert abs((torch.cat(p) <= alpha).float().mean() - alpha) <= slack, alpha
+    assert (torch.cat(shares) <= 0.1).float().mean() < 0.75 * 0.1
+
+
+def test_a_p_value_is_the_share_of_lots_that_fare_as_well() -> None:
+    by_chance = torch.tensor([0.1, 0.2, 0.2, 0.9])
+    share = torch.tensor([[0.05, 0.1], [0.2, 1.0]])
+    torch.testing.assert_close(p_value(share, by_chance), torch.tensor([[1 / 5, 2 / 5], [4 / 5, 1.0]]))
+
+
+@pytest.mark.parametrize("images", [3, LOTS - 1, LOTS + 1])
+def test_every_image_is_asked_about_lots_and_there_are_enough(images: int) -> None:
+    lots = drawn(images, 7)
+    assert LOTS <= lots.numel() < LOTS + images and lots.unique().tolist() == list(range(7))
+    assert lots.equal(drawn(images, 7)), "the same evidence for the same pairs"
+
+
+def test_several_captions_are_ranked_as_one_each() -> None:
+    lot = torch.Generator().manual_seed(0)
+    agreement, weight = torch.rand(9, 9, generator=lot), torch.rand(1100, 4, generator=lot)
+    voted = torch.randint(9, (1100, 4), generator=lot)
+    asked = torch.randint(9, (1100, 3), generator=lot)
+    got = ranks(weight, voted, asked, agreement)
+    for column in range(3):
+        assert got[:, column].equal(own_rank(weight, voted, asked[:, column], agreement))
+
+
 def test_shape_and_range(honest: PairStore, of_honest: Evidence) -> None:
     n = len(honest)
     assert of_honest.own.shape == (n,) and of_honest.by_view.shape == (13, n)
     assert of_honest.own.min() > 0 and of_honest.own.max() <= 1
     assert torch.equal(of_honest.own, of_honest.by_view.amax(0)), "the worst view counts"
+    assert len(of_honest.by_chance) >= LOTS and of_honest.by_chance.equal(of_honest.by_chance.sort().values)
     assert of_honest.votes.shape == (n, 16) and of_honest.votes.dtype == torch.int64
     assert (of_honest.votes != torch.arange(n)[:, None]).all(), "an image votes on itself"
 

@@ -5,20 +5,21 @@ After *Pre-training CLIP against Data Poisoning with Optimal Transport-based Mat
 docs/decisions.md says where it departs from the paper and from METHOD section 2.
 
 1. Before the first step, `evidence.neighbours` asks an image's look-alikes whether its caption fits, in the worst of
-   thirteen views: a p-value. Those are believed that leave an expected share of ALPHA wrong pairs under every caption
-   (`believed`: a claim made by many is not let in by a few lucky ones), but none by a word that most use without
-   having seen it (`doubtful`), no more by one that no look-alike uses than is usual (`rarely_unheard`), and no more
-   under one claim than is usual (`in_measure`).
+   thirteen views, and how often one drawn by lot would: a p-value. Those are believed that leave an expected share of
+   ALPHA wrong pairs under every caption (`believed`: a claim made by many is not let in by a few lucky ones), but none
+   by a word that most use without having seen it (`doubtful`), no more by one that no look-alike uses than is usual
+   (`rarely_unheard`), and no more under one claim than is usual (`in_measure`).
 2. Training starts on those. At every refresh the model, which never saw the other pairs with their captions, ranks each
-   of those captions by d over seven views; a pair enters when both witnesses together (Fisher) are believed. It is no
+   of those captions by d; a pair enters when both witnesses together (Fisher) are believed. It is no
    witness to a crowd of copies that nobody outside bears out (`evidence.crowds`): if it trained on one of them, it has
    seen the others too. Nor to a claim under which it suddenly speaks for more than is usual (`usually_vouched`): such a
    claim is closed, and its pairs in force are judged again without the votes of those for whom only the model speaks.
-3. An image still outside whose own caption looks random learns under its nearest caption, if the model is confident
-   over all views and the image's look-alikes second it. A triggered image then teaches its true name with the trigger
-   in sight.
-4. Loss: CLIP over distinct captions, where what says nearly the same is nearly right (`trust.family`, in shares, in
-   place of a single right answer) + LAMBDA_OT x contrastive alignment on -OT between patches and tokens
+3. An image still outside whose own caption looks random learns under its nearest caption, if it is as near as pairs in
+   force usually are and the image's look-alikes second it. A triggered image then teaches its true name with the
+   trigger in sight.
+4. Loss: CLIP over distinct captions, where what says nearly the same is nearly right (agreement, in shares, in place of
+   a single right answer) and a part of every target goes to all alike (label smoothing, Szegedy et al., "Rethinking the
+   Inception Architecture", 2016, section 7) + LAMBDA_OT x contrastive alignment on -OT between patches and tokens
    (+ LAMBDA_VIEW x view agreement, in which images held back take part; off by default, it did not pay).
 """
 
@@ -50,13 +51,12 @@ from otcclip.defenses.pool import caption_ids
 from otcclip.errors import UserError
 from otcclip.evidence.belief import Belief
 from otcclip.evidence.matching import own_share
-from otcclip.evidence.trust import family
-from otcclip.evidence.views import JUDGING_VIEWS
 from otcclip.models.encode import encode_captions, encode_images
 from otcclip.models.fold import folded
 from otcclip.models.two_tower import Features, TwoTower
 
 MIN_TRUSTED = 2
+SEEN = 1024  # pairs in force that tell how near an image and its caption usually are
 
 
 class OTCClip:
@@ -66,7 +66,9 @@ class OTCClip:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         first_refresh, refresh: the model is asked first after so many training epochs, then every so many.
         grow: whether pairs may enter after the start. repair: whether images may learn under a matched caption.
-        unlikely: p-value from which an own caption counts as random. confident: the model's softmax share for a match.
+        unlikely: p-value from which an own caption counts as random. confident: the share of the pairs in force whose
+            image and caption a match must be nearer than.
+        smoothing: part of every target that goes to all captions of the batch alike.
         lambda_ot, lambda_view: weights of the alignment losses across and within modalities; 0 leaves one out.
         local_share: weight of the transport term in d (METHOD section 1).
         warmup_epochs: caption-free epochs before training (METHOD section 2.1).
@@ -86,12 +88,13 @@ class OTCClip:
         refresh: int = 4,
         repair: bool = True,
         grow: bool = True,
+        smoothing: float = 0.5,
         lambda_ot: float = 0.2,
         lambda_view: float = 0.0,
         local_share: float = 0.5,
         warmup_epochs: int = 0,
     ) -> None:
-        shares, weights = (confident, local_share), (unlikely, lambda_ot, lambda_view)
+        shares, weights = (confident, smoothing, local_share), (unlikely, lambda_ot, lambda_view)
         if not (
             0 < alpha < 1
             and all(0 <= share <= 1 for share in shares)
@@ -100,15 +103,17 @@ class OTCClip:
             and warmup_epochs >= 0
         ):
             raise UserError(
-                "otcclip: alpha is in (0, 1), confident and local_share are in 0..1, weights and unlikely 0 or more "
-                "(above 1: nobody), first_refresh and refresh 1 or more, warmup_epochs 0 or more; got "
-                f"alpha={alpha}, confident={confident}, unlikely={unlikely}, local_share={local_share}, "
-                f"lambda_ot={lambda_ot}, lambda_view={lambda_view}, first_refresh={first_refresh}, refresh={refresh}, "
+                "otcclip: alpha is in (0, 1), confident, smoothing and local_share are in 0..1, weights and unlikely 0 "
+                "or more (above 1: nobody), first_refresh and refresh 1 or more, warmup_epochs 0 or more; got "
+                f"alpha={alpha}, confident={confident}, smoothing={smoothing}, unlikely={unlikely}, "
+                f"local_share={local_share}, lambda_ot={lambda_ot}, lambda_view={lambda_view}, "
+                f"first_refresh={first_refresh}, refresh={refresh}, "
                 f"warmup_epochs={warmup_epochs}"
             )
         self.alpha, self.confident, self.unlikely = alpha, confident, unlikely
         self.first_refresh, self.refresh, self.repair, self.grow = first_refresh, refresh, repair, grow
         self.lambda_ot, self.lambda_view, self.local_share = lambda_ot, lambda_view, local_share
+        self.smoothing = smoothing
         self.warmup_epochs = warmup_epochs
         self._warming_up = False
         self._belief: Belief | None = None
@@ -130,6 +135,8 @@ class OTCClip:
             caption_of = self._caption.masked_fill(held_back, -1)
             return EpochPlan("train", torch.arange(len(pairs)), caption_of, views=2)
         in_force = torch.nonzero(self._action != HOLD_BACK)[:, 0]
+        if not len(in_force):
+            raise UserError(f"otcclip: after {trained} epochs none of {len(pairs)} pairs is believed any more")
         return EpochPlan("train", spread(in_force, len(pairs)), self._caption)
 
     def _start(self, pairs: TrainingPairs) -> Belief:
@@ -156,24 +163,30 @@ class OTCClip:
         own = pairs.caption_of[outside]
         text = encode_captions(model, pairs.tokens)
         judge = folded(model)
-        log_share = torch.zeros(len(outside))
-        log_odds = torch.zeros(len(outside), len(text.pooled))
-        for view in JUDGING_VIEWS:
-            image = encode_images(judge, pairs.images, view, rows=outside)
-            log_share += own_share(image, text, own, local_share=self.local_share).log()
-            log_odds += torch.log_softmax(model.logit_scale * image.pooled @ text.pooled.T, dim=1)
-        # The mean of logs: what is seen in one view of seven, a trigger, counts a seventh.
-        share = torch.exp(log_share / len(JUDGING_VIEWS))
+        image = encode_images(judge, pairs.images, rows=outside)
+        share = own_share(image, text, own, local_share=self.local_share)
         trusted, leaves = belief.hear(outside, share, self._action == KEEP)
         self._action[leaves] = HOLD_BACK
-        log_odds[:, belief.closed] = -torch.inf  # nobody is re-paired to a closed claim
-        confidence, best = torch.softmax(log_odds / len(JUDGING_VIEWS), dim=1).max(dim=1)
+        cosine = image.pooled @ text.pooled.T
+        cosine[:, belief.closed] = -torch.inf  # nobody is re-paired to a closed claim
+        nearness, best = cosine.max(dim=1)
+        near = nearness >= self._usual_nearness(judge, pairs, text)
         seconded = belief.seconded(outside, best, self._caption, self._action != HOLD_BACK)
         random = belief.suspicion[outside] >= self.unlikely
-        repaired = random & (confidence >= self.confident) & seconded & self.repair
+        repaired = random & near & seconded & self.repair
         enters = trusted[outside] & self.grow
         self._action[outside] = torch.where(enters, KEEP, torch.where(repaired, REPAIR, HOLD_BACK)).to(torch.int8)
         self._caption[outside] = torch.where(repaired, best, own)
+
+    def _usual_nearness(self, judge: TwoTower, pairs: TrainingPairs, text: Features) -> Tensor:
+        """The cosine that a share `confident` of the pairs in force stays below: `SEEN` of them, evenly spread.
+        Infinite where none is."""
+        in_force = torch.nonzero(self._action == KEEP)[:, 0]
+        if not len(in_force):
+            return torch.tensor(torch.inf)
+        rows = in_force[torch.linspace(0, len(in_force) - 1, min(len(in_force), SEEN)).round().long()]
+        image = encode_images(judge, pairs.images, rows=rows)
+        return (image.pooled * text.pooled[self._caption[rows]]).sum(dim=1).quantile(self.confident)
 
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
         if self._warming_up:
@@ -184,7 +197,7 @@ class OTCClip:
             return Step(within, {"views": within.detach()})
         text = model.text(batch.tokens)
         spoken, caption = _with_caption(image, batch.caption)
-        loss = clip_loss(spoken.pooled, text.pooled, caption, model.logit_scale, self._nearly_right(batch))
+        loss = clip_loss(spoken.pooled, text.pooled, caption, model.logit_scale, self._targets(batch))
         terms = {"clip": loss.detach()}
         if self.lambda_view > 0:
             view = model.image(batch.images[1])
@@ -197,16 +210,19 @@ class OTCClip:
             terms["ot"] = aligned.detach()
         return Step(loss, terms)
 
-    def _nearly_right(self, batch: PairBatch) -> Tensor | None:
-        """`[u, u]`: the target that stands for each of the batch's captions is its family, in shares.
+    def _targets(self, batch: PairBatch) -> Tensor | None:
+        """`[u, u]`, how right each of the batch's captions is where another one belongs: what says nearly the same is
+        nearly right (agreement, in shares), and a part `smoothing` of the whole goes to all alike.
 
         None where nothing has been gathered: a step without an epoch knows captions by number alone.
         """
         if self._belief is None:
             return None
         captions = caption_ids(batch, self._caption)
-        weight = family(self._belief.agreement[captions[:, None], captions])
-        return (weight / weight.sum(dim=1, keepdim=True)).to(batch.tokens.device)
+        weight = self._belief.agreement[captions[:, None], captions]
+        weight.fill_diagonal_(1.0)  # a caption without a real token agrees with itself all the same
+        target = (1 - self.smoothing) * weight / weight.sum(dim=1, keepdim=True) + self.smoothing / len(weight)
+        return target.to(batch.tokens.device)
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         if self._belief is None:

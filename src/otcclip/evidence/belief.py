@@ -17,7 +17,7 @@ from otcclip.data.images import ImageSource
 from otcclip.evidence.captions import caption_agreement
 from otcclip.evidence.neighbours import Evidence, neighbour_evidence
 from otcclip.evidence.trust import believed, by_diversity, in_measure, unusually_often, usually_vouched
-from otcclip.evidence.votes import combined_p, share_without, support
+from otcclip.evidence.votes import combined_p, p_value, share_without, support
 from otcclip.evidence.words import rarely_unheard, words_of
 
 
@@ -28,9 +28,10 @@ class Belief:
     Attributes:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         tokens: `[u, context]` int64. caption_of: `[n]` int64.
-        own, outside, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd or in a
-            closed circle that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what is heard
-            outside of the circle, if that is more; `own` grows where votes fall away.
+        own, outside: p-values (`votes.p_value`) of what `neighbours.Evidence` has under these names; who is of a crowd
+            or in a closed circle that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what
+            is heard outside of the circle, if that is more; `own` grows where votes fall away.
+        by_chance, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`.
         place: `[n]` int64, in the order of `by_diversity`.
         suspicion: `[n]` the p-value that counts now.
         unwitnessed: `[n]` bool, pairs to which no model is a witness: crowds that nobody outside bears out (if it
@@ -43,6 +44,7 @@ class Belief:
     caption_of: Tensor
     own: Tensor
     outside: Tensor
+    by_chance: Tensor
     copies: Tensor
     unheard: Tensor
     doubtful: Tensor
@@ -61,8 +63,10 @@ class Belief:
     @classmethod
     def of(cls, found: Evidence, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """What is believed of what the look-alikes said."""
-        lies = found.verdict > alpha
-        mute = lies | (found.encircled & (found.outside > alpha))
+        by_chance = found.by_chance
+        outside = p_value(found.outside, by_chance)
+        lies = p_value(found.verdict, by_chance) > alpha
+        mute = lies | (found.encircled & (outside > alpha))
         silent = mute[found.voters.long()]
         weight = found.weight.masked_fill(silent, 0.0)
         rows = torch.nonzero(silent.any(dim=2).any(dim=0))[:, 0]  # nobody else has lost a voter
@@ -70,11 +74,11 @@ class Belief:
         own = found.own.clone()
         own[rows] = torch.maximum(own[rows], heard)
         own = torch.where(found.encircled, torch.maximum(found.own, found.outside), own)
-        own = torch.where(lies, found.verdict, own)
+        own = p_value(torch.where(lies, found.verdict, own), by_chance)
         suspicion = (own * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)
         closed = torch.zeros(len(tokens), dtype=torch.bool)
-        known = (own, found.outside, found.copies, found.unheard, found.doubtful, found.voters, weight)
+        known = (own, outside, by_chance, found.copies, found.unheard, found.doubtful, found.voters, weight)
         out = cls(alpha, tokens, caption_of, *known, place, suspicion, lies, closed)
         out.agreement, out.words = found.agreement, found.words  # both follow from the tokens; here they are at hand
         return out
@@ -136,7 +140,7 @@ class Belief:
         rows = torch.nonzero(closed)[:, 0]
         silent = vouched & closed
         anew = share_without(silent, rows, self.voters, self.weight, self.caption_of, self.agreement)
-        self.own[rows] = torch.maximum(self.own[rows], anew)
+        self.own[rows] = torch.maximum(self.own[rows], p_value(anew, self.by_chance))
         self.suspicion[rows] = (self.own * self.copies)[rows].clamp(max=1.0)
 
     def seconded(self, rows: Tensor, asked: Tensor, caption: Tensor, in_force: Tensor) -> Tensor:

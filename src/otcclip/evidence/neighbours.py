@@ -2,8 +2,9 @@
 
 For a pair (i, c) under one view, the `k` nearest images of i vote: A(i, c') = sum_j w_ij agreement(c', c_j) for every
 caption c' of the pool, and the pair's own caption gets the *share of the pool that agrees at least as well*,
-r(i) in (0, 1]. For a caption that has nothing to do with its image r is uniform: a p-value, which needs no labels
-(`evidence.trust` decides by it).
+r(i) in (0, 1]. The worst view counts. For a caption that has nothing to do with its image r is uniform in one view, and
+larger in the worst of thirteen: how large is seen from captions drawn by lot, and that makes a p-value of it
+(`votes.p_value`), which needs no labels (`evidence.trust` decides by it).
 
 Five rules keep an enemy from voting for himself:
 
@@ -33,7 +34,7 @@ from otcclip.evidence.copies import CANDIDATES, copies
 from otcclip.evidence.crowds import crowds, heard_outside, kin, members
 from otcclip.evidence.descriptors import descriptors, views
 from otcclip.evidence.trust import unusually_often
-from otcclip.evidence.votes import ROWS, SHARPNESS, nearest, own_rank
+from otcclip.evidence.votes import ROWS, SHARPNESS, drawn, nearest, ranks
 from otcclip.evidence.words import doubtful, same_claim, unheard, words_of
 
 NEIGHBOURS = 16
@@ -50,6 +51,8 @@ class Evidence:
     Attributes:
         own: `[n]` share of the pool's captions that the look-alikes like at least as well as the pair's own,
             in the worst view; small = believed.
+        by_chance: `[m]`, the same of captions drawn by lot, ascending: what is seen where caption and image have
+            nothing to do with each other.
         encircled: `[n]` bool, pairs whose claim nearly all look-alikes make in every view (`evidence.circles`).
         outside: `[n]` as `own`, of those who do not make the claim; 0 for who is neither encircled nor under a caption
             that stands under unusually many pairs.
@@ -67,6 +70,7 @@ class Evidence:
     """
 
     own: Tensor
+    by_chance: Tensor
     encircled: Tensor
     outside: Tensor
     copies: Tensor
@@ -101,10 +105,12 @@ def neighbour_evidence(
     agreement = torch.from_numpy(caption_agreement(tokens))
     voice = torch.ones(len(caption_of))
     claims: _Claims | None = None
+    asked = torch.cat([caption_of[:, None], drawn(len(caption_of), len(tokens))], dim=1)
     words, much = words_of(tokens)
     claim = same_claim(agreement, words, much)
     lacking = torch.zeros(len(caption_of), words.shape[1], dtype=torch.bool)
-    ranks, voters, weights, whole = [], [], [], None
+    shares, voters, weights, whole = [], [], [], None
+    worst = torch.zeros(asked.shape)
     for _, vectors in descriptors(images, views()):
         if claims is None:
             claims = _claims(images, vectors, caption_of, agreement, claim)
@@ -113,19 +119,20 @@ def neighbour_evidence(
         similarity, index = look_alikes(vectors, claims.twins)
         weight = torch.softmax(similarity / SHARPNESS, dim=1) * voice[index]
         lacking |= unheard(words, much, caption_of, index)
-        ranks.append(own_rank(weight, caption_of[index], caption_of, agreement))
+        share = ranks(weight, caption_of[index], asked, agreement)
+        shares.append(share[:, 0])
+        worst = torch.maximum(worst, share)
         claims.circles.look(vectors, index, voice)
         voters.append(index.int())
         weights.append(weight)
         whole = vectors if whole is None else whole
     assert claims is not None and whole is not None
-    by_view = torch.stack(ranks)
-    own, votes, weight = by_view.amax(dim=0), torch.stack(voters), torch.stack(weights)
+    votes, weight = torch.stack(voters), torch.stack(weights)
     verdict = heard_outside(claims.crowd, votes, weight, caption_of, agreement)
     dubious = doubtful(words, much, caption_of, lacking, votes)
     circles = (claims.circles.inside(), claims.circles.outside())
-    made = (own, *circles, claims.copies, claims.crowded, verdict, votes, weight, by_view)
-    return Evidence(*made, whole, agreement, words, lacking, dubious)
+    made = (worst[:, 0], worst[:, 1:].flatten().sort().values, *circles, claims.copies, claims.crowded, verdict)
+    return Evidence(*made, votes, weight, torch.stack(shares), whole, agreement, words, lacking, dubious)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 ROWS = 1024
 SHARPNESS = 0.05  # cosine difference at which a look-alike's weight falls by e
 NOBODY = -2.0  # below any cosine
+LOTS = 8192  # captions drawn by lot: of those, 400 fall below a level of .05
 
 
 def nearest(similarity: Tensor, row: Tensor, image: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -28,15 +29,38 @@ def nearest(similarity: Tensor, row: Tensor, image: Tensor, k: int) -> tuple[Ten
 
 def own_rank(weight: Tensor, voted: Tensor, own: Tensor, agreement: Tensor) -> Tensor:
     """Share of captions that the votes like at least as well as the own one; ties count half."""
-    out = torch.empty(len(own))
-    for start in range(0, len(own), ROWS):
+    return ranks(weight, voted, own[:, None], agreement)[:, 0]
+
+
+def ranks(weight: Tensor, voted: Tensor, asked: Tensor, agreement: Tensor) -> Tensor:
+    """The same of `q` captions for each image: `asked [m, q]` -> `[m, q]`."""
+    out = torch.empty(asked.shape)
+    for start in range(0, len(asked), ROWS):
         rows = slice(start, start + ROWS)
         # A sum of k rows of `agreement`: as a product with a ballot of u columns it would take 20 times as long.
         liked = F.embedding_bag(voted[rows], agreement, per_sample_weights=weight[rows], mode="sum")
-        mine = liked.gather(1, own[rows, None])
-        better, equal = ((liked > mine).sum(1, dtype=torch.int32), (liked == mine).sum(1, dtype=torch.int32))
-        out[rows] = (better + (equal + 1) / 2) / liked.shape[1]
+        for column, captions in enumerate(asked[rows].T):
+            mine = liked.gather(1, captions[:, None])
+            better, equal = ((liked > mine).sum(1, dtype=torch.int32), (liked == mine).sum(1, dtype=torch.int32))
+            out[rows, column] = (better + (equal + 1) / 2) / liked.shape[1]
     return out
+
+
+def drawn(images: int, captions: int) -> Tensor:
+    """`[n, q]` int64, captions drawn by lot for each of `n` images, `LOTS` in all at least."""
+    lot = torch.Generator().manual_seed(0)
+    return torch.randint(captions, (images, -(-LOTS // images)), generator=lot)
+
+
+def p_value(share: Tensor, by_chance: Tensor) -> Tensor:
+    """How often a caption drawn by lot fares as well: `(1 + #{by_chance <= share}) / (1 + m)`.
+
+    Never zero (Phipson and Smyth, "Permutation p-values should never be zero", 2010).
+
+    Args:
+        share: of any shape. by_chance: `[m]`, the same of captions drawn by lot, ascending.
+    """
+    return (1 + torch.searchsorted(by_chance, share.contiguous(), right=True)).float() / (1 + len(by_chance))
 
 
 def support(votes: Tensor, caption_of: Tensor, counts: Tensor, asked: Tensor, agreement: Tensor) -> Tensor:
