@@ -9,7 +9,8 @@ end. A finished training is not repeated. One training takes six minutes.
 
     nothing                   as it is
     epsilon=X                 entropic regularisation of transport, in the judge and in the alignment loss (.1)
-    judging-views=whole       the model judges whole images, not seven views of them
+    p-value=share             the share of captions that fare as well in the worst view, as it is, is the p-value
+    targets=own               no caption is right but the own one; what is smoothed stays smoothed
     evidence-views=whole      look-alikes vote on whole images, not on the worst of thirteen views
     evidence-views=windows    and on nine windows removed in turn
     evidence-views=bands      and on three bands of frequencies
@@ -34,6 +35,8 @@ from torch import Tensor
 
 from otcclip.cli import guarded
 from otcclip.defenses import otcclip as defense
+from otcclip.defenses.base import PairBatch
+from otcclip.defenses.losses import smoothed
 from otcclip.errors import UserError
 from otcclip.evidence import belief, matching, neighbours
 from otcclip.training.experiment import RunSpec, run_experiment
@@ -57,8 +60,15 @@ def _epsilon(value: str) -> None:
     _put(matching, "EPSILON", epsilon)
 
 
-def _judging_views(value: str) -> None:
-    _put(defense, "JUDGING_VIEWS", defense.JUDGING_VIEWS[:1])
+def _p_value(value: str) -> None:
+    _put(belief, "p_value", lambda share, by_chance: share)
+
+
+def _targets(value: str) -> None:
+    def own(self: defense.OTCClip, batch: PairBatch) -> Tensor:
+        return smoothed(torch.eye(len(batch.tokens), device=batch.tokens.device), self.smoothing)
+
+    _put(defense.OTCClip, "_targets", own)
 
 
 def _evidence_views(value: str) -> None:
@@ -93,7 +103,8 @@ def _copies(value: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[str], None], tuple[str, ...]]] = {
     "epsilon": (_epsilon, ()),
-    "judging-views": (_judging_views, ("whole",)),
+    "p-value": (_p_value, ("share",)),
+    "targets": (_targets, ("own",)),
     "evidence-views": (_evidence_views, tuple(VIEWS)),
     "voices": (_voices, ("each",)),
     "rate": (_rate, ("one",)),

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from otcclip.defenses.losses import bounded_distance, clip_loss, neighbour_loss, partner_loss, view_loss
+from otcclip.defenses.base import PairBatch
+from otcclip.defenses.clip import Clip
+from otcclip.defenses.losses import bounded_distance, clip_loss, neighbour_loss, partner_loss, smoothed, view_loss
+from otcclip.models import create_two_tower
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:
@@ -30,6 +33,32 @@ def test_is_clips_loss_when_captions_are_distinct(scale: float) -> None:
     inputs = (image, text, temperature)
     for one, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_smoothing_is_of_what_an_image_is_called() -> None:
+    """From image to text it is torch's label smoothing; from text to image every caption asks for its own image."""
+    image, text, scale = unit(7, 6, 0), unit(7, 6, 1), torch.tensor(9.0)
+    target, caption = torch.eye(7, dtype=torch.float64), torch.randperm(7, generator=torch.Generator().manual_seed(2))
+    soft = smoothed(target, 0.3)
+    assert soft.sum(dim=1).tolist() == pytest.approx([1.0] * 7) and smoothed(target, 0.0).equal(target)
+    logits = scale * image @ text.T
+    there = F.cross_entropy(logits, caption, label_smoothing=0.3)
+    back = F.cross_entropy(logits[caption.argsort()].T, torch.arange(7))
+    torch.testing.assert_close(clip_loss(image, text, caption, scale, soft), (there + back) / 2)
+
+
+def test_undefended_clip_can_be_smoothed() -> None:
+    """As `otcclip` is, to be compared; by default it is CLIP."""
+    model = create_two_tower("otcclip-tiny", seed=0).eval()
+    images, tokens = torch.rand(4, 3, 64, 64), model.tokenize(["a", "b c", "d", "e"])
+    batch = PairBatch(torch.arange(4), (images,), tokens, torch.arange(4))
+    with torch.no_grad():
+        image, text = model.image(images).pooled, model.text(tokens).pooled
+        hard = clip_loss(image, text, batch.caption, model.logit_scale)
+        soft = clip_loss(image, text, batch.caption, model.logit_scale, smoothed(torch.eye(4), 0.5))
+        torch.testing.assert_close(Clip().step(batch, model).loss, hard)
+        torch.testing.assert_close(Clip(smoothing=0.5).step(batch, model).loss, soft)
+    assert float(hard) != float(soft)
 
 
 def test_one_caption_for_all_leaves_nothing_to_learn() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from otcclip.defenses import otcclip as defense
+from otcclip.defenses.base import PairBatch
 from otcclip.errors import UserError
 from otcclip.evidence import belief, matching, neighbours
 from otcclip.evidence.belief import Belief
@@ -21,7 +22,8 @@ SPEC.loader.exec_module(ablation)
 
 PATCHED = (
     (matching, "EPSILON"),
-    (defense, "JUDGING_VIEWS"),
+    (belief, "p_value"),
+    (defense.OTCClip, "_targets"),
     (neighbours, "views"),
     (neighbours, "doubtful"),
     (neighbours, "copies"),
@@ -63,7 +65,8 @@ def corpus() -> tuple[Tensor, Tensor, Tensor]:
 
 CHANGES = [
     "epsilon=.03",
-    "judging-views=whole",
+    "p-value=share",
+    "targets=own",
     "evidence-views=whole",
     "evidence-views=windows",
     "evidence-views=bands",
@@ -86,13 +89,22 @@ def state() -> list[object]:
 @pytest.mark.parametrize("text", CHANGES)
 def test_a_change_changes_one_thing_and_pairs_can_be_judged(corpus: tuple[Tensor, Tensor, Tensor], text: str) -> None:
     before, believed = state(), Belief.gather(*corpus, alpha=0.05)
+    found = neighbours.neighbour_evidence(*corpus)
     ablation.change(text)
     changed = sum(one is not other for one, other in zip(before, state(), strict=True))
     assert changed == (2 if text == "words=none" else 1)
     after = Belief.gather(*corpus, alpha=0.05)
     if text.startswith("evidence-views"):
         assert len(after.voters) == {"whole": 1, "windows": 10, "bands": 4}[text.split("=")[1]]
-        assert bool((after.own <= believed.own).all())  # the worst of fewer views is no worse
+        fewer = neighbours.neighbour_evidence(*corpus)
+        assert bool((fewer.own <= found.own).all())  # the worst of fewer views is no worse
+    if text == "p-value=share":
+        assert after.own.equal(torch.where(found.encircled, found.own.maximum(found.outside), found.own))
+    if text == "targets=own":
+        rows = torch.arange(3)
+        batch = PairBatch(rows, (), corpus[1][:3], rows)
+        expected = torch.full((3, 3), 0.2 / 3).fill_diagonal_(0.8 + 0.2 / 3)
+        torch.testing.assert_close(defense.OTCClip(smoothing=0.2)._targets(batch), expected)
     if text == "measure=none":
         assert belief.in_measure(torch.ones(9, dtype=torch.bool)).all()
     if text == "rate=one":  # one of three under a caption, by luck

@@ -30,7 +30,8 @@ def clip_loss(
         caption: the row of `text` that belongs to each image.
         scale: inverse temperature.
         target: how right each caption is where another one belongs; row `c`, which sums to one, is the distribution
-            that stands for caption `c` in both directions. None: only a caption itself is right.
+            that stands for caption `c`: an image is to find it, and from text to image an image counts for the
+            captions in it, each of which asks for its own images. None: only a caption itself is right.
 
     Returns:
         A scalar.
@@ -42,6 +43,14 @@ def clip_loss(
     missed = torch.logsumexp(logits, dim=0) - own
     to_image = missed[caption] if target is None else (target[caption] * missed).sum(dim=1)
     return (to_text + to_image.mean()) / 2
+
+
+def smoothed(target: Float[Tensor, "u u"], part: float) -> Float[Tensor, "u u"]:
+    """Targets of which a `part` goes to all captions alike: label smoothing (Szegedy et al., "Rethinking the Inception
+    Architecture for Computer Vision", 2016, section 7). In `clip_loss` it smooths what an image
+    is called and not whose image a caption is, which costs a quarter of the accuracy (docs/experiments.md, E38).
+    """
+    return (1 - part) * target + part / len(target)
 
 
 def view_loss(one: Float[Tensor, "b d"], two: Float[Tensor, "b d"], temperature: float) -> Tensor:

@@ -46,7 +46,7 @@ from otcclip.defenses.base import (
     TrainingPairs,
     spread,
 )
-from otcclip.defenses.losses import clip_loss, view_loss
+from otcclip.defenses.losses import clip_loss, smoothed, view_loss
 from otcclip.defenses.pool import caption_ids
 from otcclip.errors import UserError
 from otcclip.evidence.belief import Belief
@@ -221,8 +221,7 @@ class OTCClip:
         captions = caption_ids(batch, self._caption)
         weight = self._belief.agreement[captions[:, None], captions]
         weight.fill_diagonal_(1.0)  # a caption without a real token agrees with itself all the same
-        target = (1 - self.smoothing) * weight / weight.sum(dim=1, keepdim=True) + self.smoothing / len(weight)
-        return target.to(batch.tokens.device)
+        return smoothed(weight / weight.sum(dim=1, keepdim=True), self.smoothing).to(batch.tokens.device)
 
     def decisions(self, pairs: TrainingPairs) -> Decisions:
         if self._belief is None:

@@ -28,10 +28,11 @@ class Belief:
     Attributes:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         tokens: `[u, context]` int64. caption_of: `[n]` int64.
-        own, outside: p-values (`votes.p_value`) of what `neighbours.Evidence` has under these names; who is of a crowd
-            or in a closed circle that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what
-            is heard outside of the circle, if that is more; `own` grows where votes fall away.
-        by_chance, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`.
+        own: p-value (`votes.p_value`) of what the look-alikes say; who is of a crowd or in a closed circle that nobody
+            outside bears out has no vote. Of a crowd that lies it is the verdict, and in a circle what is heard outside
+            of it, if that is more: shares as they are, for what a lot would get from those who were not asked is not
+            known, and they are no smaller than p-values. It grows where votes fall away.
+        by_chance, outside, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`.
         place: `[n]` int64, in the order of `by_diversity`.
         suspicion: `[n]` the p-value that counts now.
         unwitnessed: `[n]` bool, pairs to which no model is a witness: crowds that nobody outside bears out (if it
@@ -63,22 +64,21 @@ class Belief:
     @classmethod
     def of(cls, found: Evidence, tokens: Tensor, caption_of: Tensor, alpha: float) -> Belief:
         """What is believed of what the look-alikes said."""
-        by_chance = found.by_chance
-        outside = p_value(found.outside, by_chance)
-        lies = p_value(found.verdict, by_chance) > alpha
-        mute = lies | (found.encircled & (outside > alpha))
+        lies = found.verdict > alpha
+        mute = lies | (found.encircled & (found.outside > alpha))
         silent = mute[found.voters.long()]
         weight = found.weight.masked_fill(silent, 0.0)
         rows = torch.nonzero(silent.any(dim=2).any(dim=0))[:, 0]  # nobody else has lost a voter
         heard = share_without(mute, rows, found.voters, weight, caption_of, found.agreement)
         own = found.own.clone()
         own[rows] = torch.maximum(own[rows], heard)
-        own = torch.where(found.encircled, torch.maximum(found.own, found.outside), own)
-        own = p_value(torch.where(lies, found.verdict, own), by_chance)
+        own = p_value(own, found.by_chance)
+        own = torch.where(found.encircled, torch.maximum(own, found.outside), own)
+        own = torch.where(lies, found.verdict, own)
         suspicion = (own * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)
         closed = torch.zeros(len(tokens), dtype=torch.bool)
-        known = (own, outside, by_chance, found.copies, found.unheard, found.doubtful, found.voters, weight)
+        known = (own, found.outside, found.by_chance, found.copies, found.unheard, found.doubtful, found.voters, weight)
         out = cls(alpha, tokens, caption_of, *known, place, suspicion, lies, closed)
         out.agreement, out.words = found.agreement, found.words  # both follow from the tokens; here they are at hand
         return out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -18,19 +16,15 @@ BATCH = 256
 def encode_images(
     model: TwoTower,
     images: Tensor | ImageSource,
-    view: Callable[[Tensor], Tensor] | None = None,
     rows: Tensor | None = None,
 ) -> Features:
-    """Features, on the CPU, of `images [n, 3, H, W]` uint8, or of those at `rows [m]` alone.
-
-    Each batch, as floats in 0..1, is first passed through `view`.
-    """
+    """Features, on the CPU, of `images [n, 3, H, W]` uint8, or of those at `rows [m]` alone."""
     chosen = torch.arange(len(images)) if rows is None else rows
     parts = []
     with _autocast(model):
         for batch in fetch(images, chosen.split(BATCH)):
             x = batch.to(model.mean.device).float().div_(255)
-            parts.append(model.image(x if view is None else view(x)))
+            parts.append(model.image(x))
     return _join(parts)
 
 
