@@ -140,6 +140,21 @@ def test_nothing_to_trust_is_one_line(make_store: Make, model: TwoTower) -> None
         ask(OTCClip(), 0, model, pairs)
 
 
+def test_nobody_left_to_train_on_is_one_line(
+    corpus: Corpus, certain: TwoTower, truth: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every claim was closed and nobody is borne out by those left."""
+
+    def hear(self: Belief, rows: Tensor, share: Tensor, in_force: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(in_force), in_force
+
+    monkeypatch.setattr(Belief, "hear", hear)
+    defense = OTCClip(first_refresh=1)
+    ask(defense, 0, certain, corpus.pairs)
+    with pytest.raises(UserError, match="after 1 epochs none of 256 pairs is believed any more"):
+        ask(defense, 1, certain, corpus.pairs)
+
+
 @pytest.mark.parametrize("defense", [OTCClip(), SafeCLIP(unimodal_epochs=0, slow_epochs=0)])
 def test_one_pair_is_one_line(defense: OTCClip | SafeCLIP, make_store: Make, model: TwoTower) -> None:
     with pytest.raises(UserError, match=rf"{defense.name}: 1 pair; "):
