@@ -268,7 +268,9 @@ def test_a_model_is_no_witness_to_a_crowd(corpus: Corpus, certain: TwoTower, tru
     _belief(defense).unwitnessed = torch.ones(len(corpus.pairs), dtype=torch.bool)
     ask(defense, 4, certain, corpus.pairs)
     after = defense.decisions(corpus.pairs)
-    np.testing.assert_allclose(after.suspicion, suspicion, rtol=1e-6)
+    free = ~_belief(defense).suspect.numpy()  # under a closed caption the share is taken as it is
+    assert free.mean() > 0.9
+    np.testing.assert_allclose(after.suspicion[free], suspicion[free], rtol=1e-6)
     assert ((after.action == KEEP) == (action == KEEP)).all()
 
 
@@ -309,8 +311,7 @@ def test_under_a_closed_claim_only_look_alikes_count_and_not_those_whom_only_the
         corpus.pairs.caption_of,
         evidence.agreement,
     )
-    p = p_value(torch.maximum(anew, evidence.own[rows]), evidence.by_chance)
-    alone = (p * evidence.copies[rows]).clamp(max=1.0)
+    alone = (torch.maximum(anew, evidence.own[rows]) * evidence.copies[rows]).clamp(max=1.0)
     np.testing.assert_allclose(after.suspicion[rows], alone, rtol=1e-6)
     assert (after.action[first & ~held_to] == KEEP).all() and (after.action[grown & ~held_to] == KEEP).all()
     let_go = kept[1] & torch.from_numpy(after.action != KEEP)

@@ -34,6 +34,7 @@ def belief() -> Belief:
         own=own,
         outside=torch.zeros(size),
         by_chance=torch.linspace(0, 1, 10_000),
+        suspect=nobody.clone(),
         copies=torch.ones(size, dtype=torch.int64),
         unheard=nobody[:, None].clone(),
         doubtful=nobody.clone(),

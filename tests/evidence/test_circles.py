@@ -109,11 +109,13 @@ def test_a_circle_borne_out_is_believed_no_more_than_its_look_alikes_bear_it_out
     row = int(torch.nonzero(found.encircled)[0])
     own, outside = found.own.clone(), found.outside.clone()
     own[row], outside[row] = 0.6, 0.01
-    believed = Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row]
-    assert believed == p_value(own[row], found.by_chance) > 0.05
-    own[row], outside[row] = 0.01, 0.04
-    believed = Belief.of(replace(found, own=own, outside=outside), *given, 0.05).own[row]
-    assert believed == outside[row], "as it is"
+    assert Belief.of(replace(found, own=own, outside=outside), *given, 0.05).suspicion[row] == own[row]
+    own[row], outside[row] = 0.01, 0.3
+    assert Belief.of(replace(found, own=own, outside=outside), *given, 0.05).suspicion[row] == outside[row]
+    other = Belief.of(found, *given, 0.05)
+    free = ~other.suspect & (found.copies == 1)
+    assert other.suspicion[free].equal(p_value(other.own[free], found.by_chance)), "of all others p-values"
+    assert other.suspect.equal(found.encircled | (found.verdict > 0.05))
 
 
 def test_who_is_in_a_circle_that_nobody_bears_out_has_no_vote(of_bent) -> None:  # type: ignore[no-untyped-def]
@@ -182,7 +184,7 @@ def test_a_caption_believed_of_unusually_many_pairs_must_be_borne_out_outside() 
 
     def trusted(own: Tensor) -> Tensor:
         one, by_chance = torch.ones(n, dtype=torch.int64), torch.linspace(0, 1, 100)
-        known = (own, outside, by_chance, one, nobody_says, no, few.int(), few)
+        known = (own, outside, by_chance, no, one, nobody_says, no, few.int(), few)
         belief = Belief(
             0.05, torch.zeros(u, 3, dtype=torch.int64), caption_of, *known, torch.arange(n), own, no, no[:u]
         )

@@ -15,7 +15,7 @@ from otcclip.evidence.belief import Belief
 from otcclip.evidence.copies import FEW, copies
 from otcclip.evidence.crowds import PART, crowds, heard_outside, in_part, kin, members
 from otcclip.evidence.neighbours import neighbour_evidence
-from otcclip.evidence.votes import own_rank, p_value, share_without
+from otcclip.evidence.votes import own_rank, share_without
 from otcclip.evidence.words import same_claim, words_of
 
 
@@ -231,7 +231,7 @@ def test_who_loses_a_voter_is_judged_by_those_that_are_left(make_store, monkeypa
     rest = torch.nonzero(~lies)[:, 0]
     without = share_without(lies, rest, evidence.voters, evidence.weight, caption_of, evidence.agreement)
     assert (without > evidence.own[rest]).sum() > 10
-    assert found.own[rest].equal(p_value(torch.maximum(evidence.own[rest], without), evidence.by_chance))
+    assert found.own[rest].equal(torch.maximum(evidence.own[rest], without))
     assert found.own[lies].eq(np.float32(0.9)).all()
 
 
@@ -250,7 +250,7 @@ def test_a_crowd_that_others_bear_out_is_many_claims_and_not_one(make_store, mon
         assert found.unwitnessed[256:].all() and found.own[256:].eq(np.float32(heard)).all()
     else:
         assert not found.unwitnessed.any() and found.weight.equal(evidence.weight)
-        assert found.own.equal(p_value(evidence.own, evidence.by_chance))
+        assert found.own.equal(evidence.own)
 
 
 def test_copies_that_the_rule_of_copies_misses_are_judged_with_the_crowd(make_store) -> None:  # type: ignore[no-untyped-def]

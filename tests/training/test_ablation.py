@@ -99,7 +99,7 @@ def test_a_change_changes_one_thing_and_pairs_can_be_judged(corpus: tuple[Tensor
         fewer = neighbours.neighbour_evidence(*corpus)
         assert bool((fewer.own <= found.own).all())  # the worst of fewer views is no worse
     if text == "p-value=share":
-        assert after.own.equal(torch.where(found.encircled, found.own.maximum(found.outside), found.own))
+        assert after.suspicion.equal((after.own * found.copies).clamp(max=1.0))
     if text == "targets=own":
         rows = torch.arange(3)
         batch = PairBatch(rows, (), corpus[1][:3], rows)

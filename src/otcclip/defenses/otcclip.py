@@ -82,7 +82,7 @@ class OTCClip:
     def __init__(
         self,
         alpha: float = 0.05,
-        confident: float = 0.5,
+        confident: float = 0.9,
         unlikely: float = 0.2,
         first_refresh: int = 4,
         refresh: int = 4,

@@ -28,11 +28,10 @@ class Belief:
     Attributes:
         alpha: level of every decision: the expected share of wrong pairs among those believed under a caption, at most.
         tokens: `[u, context]` int64. caption_of: `[n]` int64.
-        own: p-value (`votes.p_value`) of what the look-alikes say; who is of a crowd or in a closed circle that nobody
-            outside bears out has no vote. Of a crowd that lies it is the verdict, and in a circle what is heard outside
-            of it, if that is more: shares as they are, for what a lot would get from those who were not asked is not
-            known, and they are no smaller than p-values. It grows where votes fall away.
-        by_chance, outside, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`.
+        own, outside, by_chance, copies, unheard, doubtful, voters, weight: of `neighbours.Evidence`; who is of a crowd
+            or in a closed circle that nobody outside bears out has no vote, and for `own` the crowd's verdict, or what
+            is heard outside of the circle, if that is more; `own` grows where votes fall away.
+        suspect: `[n]` bool, pairs of such crowds, in circles and under closed captions.
         place: `[n]` int64, in the order of `by_diversity`.
         suspicion: `[n]` the p-value that counts now.
         unwitnessed: `[n]` bool, pairs to which no model is a witness: crowds that nobody outside bears out (if it
@@ -46,6 +45,7 @@ class Belief:
     own: Tensor
     outside: Tensor
     by_chance: Tensor
+    suspect: Tensor
     copies: Tensor
     unheard: Tensor
     doubtful: Tensor
@@ -72,14 +72,14 @@ class Belief:
         heard = share_without(mute, rows, found.voters, weight, caption_of, found.agreement)
         own = found.own.clone()
         own[rows] = torch.maximum(own[rows], heard)
-        own = p_value(own, found.by_chance)
         own = torch.where(found.encircled, torch.maximum(own, found.outside), own)
         own = torch.where(lies, found.verdict, own)
-        suspicion = (own * found.copies).clamp(max=1.0)
+        suspect = lies | found.encircled
+        suspicion = (_alone(own, found.by_chance, suspect) * found.copies).clamp(max=1.0)
         place = by_diversity(found.vectors, caption_of, suspicion)
         closed = torch.zeros(len(tokens), dtype=torch.bool)
-        known = (own, found.outside, found.by_chance, found.copies, found.unheard, found.doubtful, found.voters, weight)
-        out = cls(alpha, tokens, caption_of, *known, place, suspicion, lies, closed)
+        known = (own, found.outside, found.by_chance, suspect, found.copies, found.unheard, found.doubtful)
+        out = cls(alpha, tokens, caption_of, *known, found.voters, weight, place, suspicion, lies, closed)
         out.agreement, out.words = found.agreement, found.words  # both follow from the tokens; here they are at hand
         return out
 
@@ -124,8 +124,9 @@ class Belief:
         vouched[rows] = share <= self.alpha
         self._close(vouched)
         closed = self.closed[self.caption_of]
-        alone = self.own[rows]
-        both = torch.where((self.unwitnessed | closed)[rows], alone, combined_p(alone, share))
+        # The share as it is: a model and look-alikes both look at the image, and Fisher's rule takes them for strangers.
+        both = combined_p(self.own[rows], share)
+        both = torch.where((self.unwitnessed | closed)[rows], self._alone()[rows], both)
         self.suspicion[rows] = (both * self.copies[rows]).clamp(max=1.0).float()
         trusted = self.trusted()
         leaves = in_force & closed & ~trusted
@@ -140,10 +141,21 @@ class Belief:
         rows = torch.nonzero(closed)[:, 0]
         silent = vouched & closed
         anew = share_without(silent, rows, self.voters, self.weight, self.caption_of, self.agreement)
-        self.own[rows] = torch.maximum(self.own[rows], p_value(anew, self.by_chance))
-        self.suspicion[rows] = (self.own * self.copies)[rows].clamp(max=1.0)
+        self.own[rows] = torch.maximum(self.own[rows], anew)
+        self.suspect |= closed
+        self.suspicion[rows] = (self._alone() * self.copies)[rows].clamp(max=1.0)
+
+    def _alone(self) -> Tensor:
+        """`[n]` p-values where look-alikes speak alone."""
+        return _alone(self.own, self.by_chance, self.suspect)
 
     def seconded(self, rows: Tensor, asked: Tensor, caption: Tensor, in_force: Tensor) -> Tensor:
         """`[m]` bool: whether the look-alikes in force of the pairs `rows [m]`, under the captions `[n]` that they now
         have, bear out the captions `asked [m]`."""
         return support(self.voters[0][rows].long(), caption, in_force, asked, self.agreement) <= self.alpha
+
+
+def _alone(own: Tensor, by_chance: Tensor, suspect: Tensor) -> Tensor:
+    """P-values of shares `own`; of suspects the shares as they are, which are larger: they were heard by others than
+    `by_chance` was drawn from, and have had their chance."""
+    return torch.where(suspect, own, p_value(own, by_chance))
