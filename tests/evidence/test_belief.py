@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from otcclip.evidence.belief import Belief
+from otcclip.evidence.votes import combined_p
 
 CAPTIONS, EACH, SIBLINGS = 400, 4, 20
 HONEST = CAPTIONS * EACH
@@ -61,6 +62,7 @@ def test_the_one_that_got_through_goes_and_the_honest_stay(belief: Belief) -> No
     assert belief.own[LEAK] == belief.suspicion[LEAK] == 1.0, "nobody is left to vote on it"
     assert (belief.suspicion[LEAK + 1 :] >= 0.9).all()
     assert torch.nonzero(belief.unwitnessed)[:, 0].tolist() == [LEAK]
+    assert belief.suspect.equal(belief.caption_of == 0), "under a closed claim shares are taken as they are"
 
 
 def test_a_closed_claim_stays_closed_and_its_evidence_does_not_come_back(belief: Belief) -> None:
@@ -83,6 +85,22 @@ def test_a_model_that_speaks_for_as_many_as_usual_is_heard(belief: Belief) -> No
     trusted, leaves = belief.hear(outside, torch.full((CAPTIONS,), 0.001), in_force)
     assert not belief.closed.any() and not leaves.any()
     assert trusted[outside].float().mean() > 0.99
+
+
+def test_look_alikes_alone_are_judged_by_their_p_value_and_beside_a_model_by_their_share(belief: Belief) -> None:
+    """Nobody is closed; a third of the outsiders is suspect and a third was let go, to whom the model is no witness."""
+    belief.by_chance = torch.linspace(0, 2, 10_000)  # half of what fares as well
+    outside = torch.arange(0, 30)
+    belief.own[outside] = 0.3
+    belief.suspect[10:20] = belief.unwitnessed[10:20] = True
+    belief.unwitnessed[20:30] = True
+    belief.hear(outside, torch.full((30,), 0.5), torch.zeros_like(belief.suspect))
+    assert not belief.closed.any()
+    got = belief.suspicion[outside]
+    assert got[:10].tolist() == pytest.approx([float(combined_p(torch.tensor(0.3), torch.tensor(0.5)))] * 10)
+    assert got[10:20].tolist() == pytest.approx([0.3] * 10) and got[20:].tolist() == pytest.approx(
+        [0.15] * 10, rel=1e-3
+    )
 
 
 def test_look_alikes_in_force_second_a_caption(belief: Belief) -> None:

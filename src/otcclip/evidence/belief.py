@@ -124,7 +124,7 @@ class Belief:
         vouched[rows] = share <= self.alpha
         self._close(vouched)
         closed = self.closed[self.caption_of]
-        # The share as it is: a model and look-alikes both look at the image, and Fisher's rule takes them for strangers.
+        # The share as it is: both witnesses look at the image, and Fisher's rule takes them for strangers.
         both = combined_p(self.own[rows], share)
         both = torch.where((self.unwitnessed | closed)[rows], self._alone()[rows], both)
         self.suspicion[rows] = (both * self.copies[rows]).clamp(max=1.0).float()
