@@ -47,8 +47,8 @@ def clip_loss(
 
 def smoothed(target: Float[Tensor, "u u"], part: float) -> Float[Tensor, "u u"]:
     """Targets of which a `part` goes to all captions alike: label smoothing (Szegedy et al., "Rethinking the Inception
-    Architecture for Computer Vision", 2016, section 7). In `clip_loss` it smooths what an image is called, and not whose
-    image a caption is: that as well would cost a fifth of the accuracy (docs/experiments.md, E38).
+    Architecture for Computer Vision", 2016, section 7). In `clip_loss` it smooths what an image is called, and not
+    whose image a caption is: that as well would cost a fifth of the accuracy (docs/experiments.md, E38).
     """
     return (1 - part) * target + part / len(target)
 
