@@ -222,6 +222,7 @@ class ToyDefense(Clip):
     name = "toy-defence"
 
     def __init__(self, skip: int = 1) -> None:
+        super().__init__()
         self.skip = skip
 
     def begin_epoch(self, context: Any) -> Any:
