@@ -271,7 +271,9 @@ def test_a_model_is_no_witness_to_a_crowd(corpus: Corpus, certain: TwoTower, tru
     free = ~_belief(defense).suspect.numpy()  # under a closed caption the share is taken as it is
     assert free.mean() > 0.9
     np.testing.assert_allclose(after.suspicion[free], suspicion[free], rtol=1e-6)
+    assert (after.suspicion >= suspicion * (1 - 1e-6)).all(), "nobody gains by what the model says"
     assert ((after.action == KEEP) == (action == KEEP))[free].all()
+    assert (action == KEEP)[after.action == KEEP].all()
 
 
 def test_under_a_closed_claim_only_look_alikes_count_and_not_those_whom_only_the_model_speaks_for(
@@ -399,7 +401,9 @@ def test_what_is_no_nearer_than_pairs_in_force_is_not_repaired(
     assert not (action[0] == REPAIR).any() and (action[1] == REPAIR).any()
 
 
-def test_how_near_pairs_in_force_usually_are(corpus: Corpus, certain: TwoTower, truth: Oracle) -> None:
+def test_how_near_pairs_in_force_usually_are(
+    corpus: Corpus, certain: TwoTower, truth: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The quantile of their cosines, of an even sample where there are many; nobody is near where none is in force."""
     defense = OTCClip(confident=0.25)
     ask(defense, 0, certain, corpus.pairs)
@@ -408,6 +412,9 @@ def test_how_near_pairs_in_force_usually_are(corpus: Corpus, certain: TwoTower, 
     cosine = (truth.image * truth.text[corpus.pairs.caption_of]).sum(dim=1)
     got = defense._usual_nearness(certain, corpus.pairs, text)
     assert float(got) == pytest.approx(float(cosine[rows].quantile(0.25)))
+    monkeypatch.setattr("otcclip.defenses.otcclip.SEEN", 2)
+    got = defense._usual_nearness(certain, corpus.pairs, text)
+    assert float(got) == pytest.approx(float(cosine[rows[[0, -1]]].quantile(0.25))), "the first and the last of two"
     defense._action[:] = HOLD_BACK
     assert defense._usual_nearness(certain, corpus.pairs, text) == torch.inf
 

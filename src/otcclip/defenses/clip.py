@@ -45,8 +45,9 @@ class Clip(Stateless):
 
     def step(self, batch: PairBatch, model: TwoTower) -> Step:
         image, text = model.image(batch.images[0]), model.text(batch.tokens)
-        alone = torch.eye(len(batch.tokens), device=batch.tokens.device)
-        target = smoothed(alone, self.smoothing) if self.smoothing > 0 else None
+        target = None
+        if self.smoothing > 0:
+            target = smoothed(torch.eye(len(batch.tokens), device=batch.tokens.device), self.smoothing)
         loss = clip_loss(image.pooled, text.pooled, batch.caption, model.logit_scale, target)
         return Step(loss, {"clip": loss.detach()})
 

@@ -107,8 +107,7 @@ class OTCClip:
                 "or more (above 1: nobody), first_refresh and refresh 1 or more, warmup_epochs 0 or more; got "
                 f"alpha={alpha}, confident={confident}, smoothing={smoothing}, unlikely={unlikely}, "
                 f"local_share={local_share}, lambda_ot={lambda_ot}, lambda_view={lambda_view}, "
-                f"first_refresh={first_refresh}, refresh={refresh}, "
-                f"warmup_epochs={warmup_epochs}"
+                f"first_refresh={first_refresh}, refresh={refresh}, warmup_epochs={warmup_epochs}"
             )
         self.alpha, self.confident, self.unlikely = alpha, confident, unlikely
         self.first_refresh, self.refresh, self.repair, self.grow = first_refresh, refresh, repair, grow

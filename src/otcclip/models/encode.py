@@ -13,11 +13,7 @@ BATCH = 256
 
 
 @torch.no_grad()
-def encode_images(
-    model: TwoTower,
-    images: Tensor | ImageSource,
-    rows: Tensor | None = None,
-) -> Features:
+def encode_images(model: TwoTower, images: Tensor | ImageSource, rows: Tensor | None = None) -> Features:
     """Features, on the CPU, of `images [n, 3, H, W]` uint8, or of those at `rows [m]` alone."""
     chosen = torch.arange(len(images)) if rows is None else rows
     parts = []
